@@ -39,7 +39,7 @@ def displacement(u: Any, r: Any, t: Any) -> Any:
 
 
 def step(z: Any, u: Any, r: Any, t: Any) -> Any:
-    """State at ``r`` reached from ``z`` at ``t`` in one evaluation, ``z_r = z_t - (t - r) u(z_t, r, t)``. Source: mf:12."""
+    """State at ``r`` reached from ``z`` at ``t`` in one step, ``z_r = z_t - (t - r) u(z_t, r, t)``. Source: mf:12."""
     return z - (t - r) * u
 
 
