@@ -40,6 +40,10 @@ class ForwardADError(MeanFlowError, RuntimeError):
     """An operation inside the network has no forward-mode derivative."""
 
 
+class SecondDerivativeError(MeanFlowError, RuntimeError):
+    """An operation inside the network has a backward pass that cannot be differentiated."""
+
+
 class NoClosedFormError(MeanFlowError, NotImplementedError):
     """A field was asked for a closed form that it does not have."""
 

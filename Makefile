@@ -1,0 +1,63 @@
+# make verify   the main job: exact truth, the reference loss, proofs (makes .venv first)
+# make test     lint, types and the test suite; what CI runs
+# make test-all the same with the long sweeps
+# make bench    benchmarks, written to benchmarks/results/
+# make readme   regenerates the README's tables and figures, and the derivations
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := meanflow_ref proofs benchmarks tests
+
+.PHONY: help verify test test-all lint bench readme proofs wheel-test clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} was found; 3.11 or newer is wanted: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The runtime alone: enough for `make verify`.
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+verify: $(VENV)/.runtime
+	$(BIN)/meanflow-ref verify
+
+test: lint
+	$(BIN)/python -m pytest tests -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+proofs: $(VENV)/.runtime
+	$(BIN)/python -m proofs
+
+readme: $(VENV)/.dev
+	$(BIN)/python -m proofs --write
+	$(BIN)/meanflow-ref verify --no-report --figures docs/figures --readme README.md
+
+# A wheel in an empty environment must run the main job whole.
+wheel-test: $(VENV)/.dev
+	rm -rf build/wheel-test && mkdir -p build/wheel-test
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel-test .
+	$(PYTHON) -m venv build/wheel-test/env
+	build/wheel-test/env/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt build/wheel-test/*.whl
+	cd build/wheel-test && env/bin/meanflow-ref verify
+
+clean:
+	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
