@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 
+from matplotlib.figure import Figure
+
 from meanflow_ref import plots
 from meanflow_ref.verify.check import Result
 from meanflow_ref.verify.command import margin, number
@@ -46,7 +48,7 @@ def _row(result: Result) -> str:
 
 
 def html_report(
-    results: Sequence[Result], seconds: float, environment: Mapping[str, str], figures: Mapping[str, plots.Figure]
+    results: Sequence[Result], seconds: float, environment: Mapping[str, str], figures: Mapping[str, Figure]
 ) -> str:
     """The report as one HTML document."""
     failed = sum(not result.ok for result in results)
