@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from meanflow_ref.errors import DtypeError, NonFiniteError, ShapeError, TimeError
+from meanflow_ref.errors import DtypeError, NetworkError, NonFiniteError, ShapeError, TimeError
 
 
 def require_state(z: object, name: str = "z") -> Tensor:
@@ -89,3 +89,25 @@ def as_times(t: object, z: Tensor, name: str, event_dims: int = 1) -> Tensor:
             f"one time per state: shape {tuple(batch)}",
             f"{name}.reshape({', '.join(map(str, batch))})" if tensor.numel() == batch.numel() else "",
         ) from None
+
+
+def require_output(u: object, z: Tensor | None = None) -> Tensor:
+    """Return ``u`` if it is one floating-point tensor, of ``z``'s shape where a ``z`` is given.
+
+    A lower precision than float32 ``z``'s is accepted, since networks run autocast inside; than float64 ``z``'s not.
+    """
+    if not isinstance(u, Tensor):
+        several = isinstance(u, tuple | list)
+        parts = f" ({', '.join(type(item).__name__ for item in u)})" if isinstance(u, tuple | list) else ""
+        raise NetworkError(
+            f"the network returned {type(u).__name__}{parts}.",
+            "one tensor, the average velocity u",
+            'say which output is u: Convention(returns="u, v")' if several else "",
+        )
+    if not u.is_floating_point():
+        raise NetworkError(f"the network returned {u.dtype}.", "a floating-point tensor", "")
+    if z is not None and u.shape != z.shape:
+        raise NetworkError(f"the network returned shape {tuple(u.shape)}.", f"the state's shape {tuple(z.shape)}", "")
+    if z is not None and z.dtype == torch.float64 and u.dtype != torch.float64:
+        raise NetworkError(f"the network returned {u.dtype} for a float64 state.", "float64", "net.double()")
+    return u

@@ -1,1 +1,55 @@
-"""jvp."""
+"""Ways to compute ``u`` and its total derivative ``du/dt`` together, one backend a file.
+
+A backend is called as ``u, du_dt = backend(fn, primals, tangents)`` (:class:`meanflow_ref._typing.JvpBackend`), where
+a tangent may be ``None`` for zero. To add one, write its file and its row in :data:`BACKENDS`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from meanflow_ref.errors import ParameterError
+
+if TYPE_CHECKING:
+    from meanflow_ref._typing import JvpBackend
+
+# Name -> "module:attribute", imported on first use.
+BACKENDS: dict[str, str] = {
+    "func": "meanflow_ref.jvp.func:func_jvp",
+    "forward_ad": "meanflow_ref.jvp.forward_ad:forward_ad_jvp",
+    "double_backward": "meanflow_ref.jvp.double_backward:double_backward_jvp",
+    "finite_difference": "meanflow_ref.jvp.finite_difference:finite_difference_jvp",
+}
+_LOADED: dict[str, JvpBackend] = {}
+
+
+def get_backend(backend: str | JvpBackend) -> JvpBackend:
+    """Backend by name, or the callable itself.
+
+    Raises:
+        ParameterError: If the name is unknown; it names the nearest.
+
+    """
+    if not isinstance(backend, str):
+        if callable(backend):
+            return backend
+        raise ParameterError(f"jvp={backend!r} is {type(backend).__name__}.", _wanted(), "")
+    if backend not in _LOADED:
+        _LOADED[backend] = _load(backend)
+    return _LOADED[backend]
+
+
+def _load(name: str) -> JvpBackend:
+    if name not in BACKENDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, BACKENDS, n=1, cutoff=0.3)
+        raise ParameterError(f"jvp={name!r} is no backend.", _wanted(), f'jvp="{near[0]}"' if near else "")
+    module, attribute = BACKENDS[name].split(":")
+    backend: JvpBackend = getattr(import_module(module), attribute)
+    return backend
+
+
+def _wanted() -> str:
+    return f"one of {', '.join(map(repr, BACKENDS))}, or a callable (fn, primals, tangents) -> (u, du_dt)"

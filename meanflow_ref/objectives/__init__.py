@@ -1,1 +1,1 @@
-"""objectives."""
+"""Losses, pure and deterministic, and the parts that they share."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meanflow_ref.fields.base import AbstractDataField, column
+from meanflow_ref.fields.base import AbstractDataField, AbstractField, column
 from meanflow_ref.fields.compose import Affine, Product
 from meanflow_ref.fields.gaussian import Gaussian
 from meanflow_ref.fields.guided import ClassConditional
+from meanflow_ref.fields.linear import LinearFlow
 from meanflow_ref.fields.mixture import GaussianMixture
 from meanflow_ref.fields.shell import Shell
 from meanflow_ref.fields.transfer import Transferred
@@ -86,6 +87,11 @@ FAMILIES: dict[str, Callable[[AbstractPath], AbstractDataField]] = {
 }
 
 
+def spiral(path: AbstractPath = LINEAR) -> LinearFlow:
+    """A rotating linear field: the only one here where d_z u is not symmetric, so that its transpose shows."""
+    return LinearFlow(torch.tensor([[0.3, -2.0, 0.1], [1.4, -0.5, 0.0], [0.0, 0.7, -0.2]], dtype=torch.float64), path)
+
+
 def planar_mixture(path: AbstractPath = LINEAR) -> GaussianMixture:
     """Four unequal modes in the plane: v is exact, u needs the ODE."""
     means = torch.tensor([[-1.2, 0.3], [0.8, 1.1], [0.2, -1.4], [1.6, -0.5]], dtype=torch.float64)
@@ -117,8 +123,8 @@ class Cases:
         return column(self.t - self.r)
 
 
-def cases(field: AbstractDataField, n: int = 64, seed: int = 0, earliest: float = 0.0) -> Cases:
-    """Draw ``n`` states from the field's own law, at sorted uniform times that include the awkward ones.
+def cases(field: AbstractField, n: int = 64, seed: int = 0, earliest: float = 0.0) -> Cases:
+    """Draw ``n`` states from the field's own law (normal if it has none), at sorted times, awkward ones included.
 
     The first rows are r = t, gaps of 1e-4 to 1e-12, and the whole interval. ``earliest`` keeps times away from 0,
     where a variance-preserving path has an infinite velocity.
@@ -130,10 +136,12 @@ def cases(field: AbstractDataField, n: int = 64, seed: int = 0, earliest: float 
     gaps = torch.tensor([1e-4, 1e-6, 1e-8, 1e-10, 1e-12], dtype=torch.float64)
     r[4:9] = (t[4:9] - gaps).clamp(min=earliest)
     r[9:12], t[9:12] = earliest, 1.0
-    return Cases(field.sample(t, generator), r, t)
+    if isinstance(field, AbstractDataField):
+        return Cases(field.sample(t, generator), r, t)
+    return Cases(torch.randn(n, field.dim, dtype=torch.float64, generator=generator), r, t)
 
 
-def amplification(field: AbstractDataField, c: Cases) -> Tensor:
+def amplification(field: AbstractField, c: Cases) -> Tensor:
     """``1 + |J|`` per row, the factor by which the flow map amplifies an error made at time t. Source: ref:logdet."""
     norm: Tensor = torch.linalg.matrix_norm(field.jacobian(c.z, c.r, c.t), ord=2)
     return 1 + norm

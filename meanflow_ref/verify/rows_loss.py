@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from meanflow_ref import formulas
 from meanflow_ref._typing import JvpBackend
 from meanflow_ref.convention import Convention
-from meanflow_ref.fields.base import AbstractDataField, column
+from meanflow_ref.fields.base import AbstractField, column
 from meanflow_ref.fields.gaussian import Gaussian
 from meanflow_ref.models.mlp import MLP
 from meanflow_ref.objectives.guidance import Guidance
@@ -19,7 +19,7 @@ from meanflow_ref.objectives.meanflow import MeanFlowTerms, meanflow_loss, meanf
 from meanflow_ref.objectives.times import AbstractTimePair, LogitNormalPair, UniformPair
 from meanflow_ref.sampling import sample
 from meanflow_ref.verify.check import Check
-from meanflow_ref.verify.problems import amplification, cases, gaussian, mixture, product, tensor
+from meanflow_ref.verify.problems import amplification, cases, gaussian, mixture, product, spiral, tensor
 
 GROUP = "Reference loss"
 # Backends that differentiate exactly, up to rounding.
@@ -51,7 +51,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def target_error(field: AbstractDataField, backend: str | JvpBackend, seed: int = 20, sign: float = 1.0) -> float:
+def target_error(field: AbstractField, backend: str | JvpBackend, seed: int = 20, sign: float = 1.0) -> float:
     """How far the target of the reference loss is from u, when the network *is* the exact u and v is exact.
 
     The MeanFlow identity says 0. Over (1 + J)(1 + |v|). Source: mf:6, mf:10.
@@ -63,7 +63,7 @@ def target_error(field: AbstractDataField, backend: str | JvpBackend, seed: int 
     return float((error / (amplification(field, c) * (1 + v.abs().amax(1)))).max())
 
 
-def exact_target(build: Callable[[], AbstractDataField], backend: str) -> float:
+def exact_target(build: Callable[[], AbstractField], backend: str) -> float:
     """:func:`target_error` of a backend on a field."""
     return target_error(build(), backend)
 
@@ -179,7 +179,7 @@ def guided_fixed_point(omega: float = 1.4, kappa: float = 0.3) -> float:
     return float((terms.target - net(z, r, t, label)).abs().max())
 
 
-def sampling_is_exact(build: Callable[[], AbstractDataField], direction: str = "noise_at_one") -> float:
+def sampling_is_exact(build: Callable[[], AbstractField], direction: str = "noise_at_one") -> float:
     """z_0 by 1, 2, 4 and 7 steps of the exact u against the flow map, over (1 + J). Source: mf:12."""
     field = build()
     noise = torch.randn(64, field.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(22))
@@ -232,9 +232,16 @@ def checks() -> list[Check]:
             ),
             Check(
                 GROUP,
-                f"exact u as network: target is u, product d = 3, {backend}",
+                f"exact u as network: target is u, product of mixtures d = 3, {backend}",
                 partial(exact_target, product, backend),
                 2e-13,
+                note="over (1 + J)(1 + |v|)",
+            ),
+            Check(
+                GROUP,
+                f"exact u as network: target is u, spiral d = 3, {backend}",
+                partial(exact_target, spiral, backend),
+                1e-13,
                 note="over (1 + J)(1 + |v|)",
             ),
         ]

@@ -1,0 +1,49 @@
+"""The part of a function's arguments that has a tangent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from meanflow_ref._typing import TensorFunction
+from meanflow_ref._validate import require_output
+from meanflow_ref.errors import DtypeError, ShapeError
+
+
+def moving_part(
+    fn: TensorFunction, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[TensorFunction, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """``fn`` as a function of the arguments that have a tangent, with those arguments and their tangents.
+
+    A zero tangent is thereby never materialised. Tangents are held to their primals' shape and dtype because
+    forward mode accepts a float64 tangent of a float32 primal without a word, and returns float64.
+
+    Raises:
+        ShapeError: If there are not as many tangents as primals, or a tangent's shape is not its primal's.
+        DtypeError: If a tangent's dtype or device is not its primal's.
+
+    """
+    if len(primals) != len(tangents):
+        raise ShapeError(f"{len(primals)} primals, {len(tangents)} tangents.", "one tangent (or None) for each primal")
+    for i, (primal, tangent) in enumerate(zip(primals, tangents, strict=True)):
+        if tangent is not None and tangent.shape != primal.shape:
+            raise ShapeError(
+                f"tangent {i} has shape {tuple(tangent.shape)}, its primal has {tuple(primal.shape)}.", "equal shapes"
+            )
+        if tangent is not None and (tangent.dtype != primal.dtype or tangent.device != primal.device):
+            raise DtypeError(
+                f"tangent {i} is {tangent.dtype} on {tangent.device}, its primal is {primal.dtype} on {primal.device}.",
+                "one dtype and one device",
+                "tangent.to(primal)",
+            )
+    moving = tuple(i for i, tangent in enumerate(tangents) if tangent is not None)
+
+    def of_moving(*values: Tensor) -> Tensor:
+        arguments = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            arguments[i] = value
+        return require_output(fn(*arguments))
+
+    directions = tuple(tangent for tangent in tangents if tangent is not None)
+    return of_moving, tuple(primals[i] for i in moving), directions

@@ -1,0 +1,77 @@
+"""Checks of a loss's inputs: kinds and shapes always, values only outside compiled code and with one device wait."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from meanflow_ref._validate import require_finite, require_state, require_time_tensor, require_times
+from meanflow_ref.errors import DtypeError, ShapeError
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def check_inputs(states: dict[str, Tensor], r: Tensor, t: Tensor, label: Tensor | None) -> None:
+    """Raise unless the states agree with one another and with the times, one time and label a row.
+
+    Values (NaN, range and order of the times) are not looked at under ``torch.compile``, which cannot branch on them.
+
+    Args:
+        states: Name to ``(B, *event)``; the first fixes shape, dtype and device.
+        r: Start of the interval, ``(B,)``.
+        t: End of the interval, ``(B,)``.
+        label: Labels, ``(B,)``, or ``None``.
+
+    """
+    first, anchor = next(iter(states.items()))
+    for name, state in states.items():
+        require_state(state, name)
+        _require_kind(anchor, state, first, name)
+        if state.shape != anchor.shape:
+            raise ShapeError(
+                f"`{name}` has shape {tuple(state.shape)}, `{first}` has shape {tuple(anchor.shape)}.", "equal shapes"
+            )
+    if anchor.numel() == 0:
+        raise ShapeError(f"`{first}` has shape {tuple(anchor.shape)}: nothing in it.", "at least one state", "")
+    for name, time in (("r", r), ("t", t)):
+        _require_kind(anchor, require_time_tensor(time, name), first, f"time {name}")
+        _require_rows(time, anchor, f"time `{name}`", first, name)
+    if r.dtype != t.dtype:
+        raise DtypeError(f"time `r` is {r.dtype}, time `t` is {t.dtype}.", "one dtype", "r.to(t)")
+    if label is not None:
+        _require_rows(label, anchor, "`label`", first, "label")
+    if not torch.compiler.is_compiling():
+        _check_values(states, r, t)
+
+
+def _require_kind(anchor: Tensor, x: Tensor, first: str, name: str) -> None:
+    """Raise unless ``x`` has ``anchor``'s device, and its dtype or float32 beside a half-precision one."""
+    same = x.dtype == anchor.dtype or (anchor.dtype in _HALF and x.dtype == torch.float32)
+    if not same or x.device != anchor.device:
+        raise DtypeError(
+            f"`{first}` is {anchor.dtype} on {anchor.device}, {name} is {x.dtype} on {x.device}.",
+            "one dtype and one device (float32 is accepted beside a half-precision state)",
+            f"convert one of them with .to({anchor.dtype})",
+        )
+
+
+def _require_rows(x: Tensor, anchor: Tensor, name: str, first: str, variable: str) -> None:
+    batch = anchor.shape[:1]
+    if x.shape[:1] != batch or (x.shape != batch and variable != "label"):
+        raise ShapeError(
+            f"{name} has shape {tuple(x.shape)}, `{first}` has shape {tuple(anchor.shape)}.",
+            f"one for each of the {batch[0]} rows: shape {tuple(batch)}",
+            f"{variable}.reshape({batch[0]})" if x.numel() == batch[0] else "",
+        )
+
+
+def _check_values(states: dict[str, Tensor], r: Tensor, t: Tensor) -> None:
+    # NaN times fail every comparison, so they are caught here as well.
+    sound = ((r >= 0) & (r <= t) & (t <= 1)).all()
+    for state in states.values():
+        sound = sound & torch.isfinite(state).all()
+    if bool(sound):
+        return
+    require_times(r, t)
+    for name, state in states.items():
+        require_finite(state, name)
