@@ -149,6 +149,20 @@ def gaussian_average_gain(
     return numerator / (std_t * (std_t + std_r))
 
 
+def gaussian_variance_dd(s: Any, alpha_r: Any, alpha_t: Any, dd_alpha: Any, dd_sigma_squared: Any) -> Any:
+    """Divided difference of :func:`gaussian_variance` over (r, t), ``s DD(alpha^2) + DD(sigma^2)``. Source: ref:gaussian."""
+    return s * dd_alpha * (alpha_t + alpha_r) + dd_sigma_squared
+
+
+def contraction_rate(dd_variance: Any, std_r: Any, std_t: Any) -> Any:
+    """``(1 - std_r/std_t)/(t - r)`` from the divided difference of the variance, finite at r = t.
+
+    The same gain as :func:`gaussian_average_gain`, for paths whose ``sigma'`` is infinite at t = 0.
+    Source: ref:gaussian.
+    """
+    return dd_variance / (std_t * (std_t + std_r))
+
+
 def transfer_scale(alpha: Any, sigma: Any) -> Any:
     """Scale ``c = alpha + sigma`` of the schedule transfer ``z^{path}_t = c_t z^{linear}_S``. Source: ref:transfer."""
     return alpha + sigma

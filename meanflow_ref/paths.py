@@ -62,6 +62,14 @@ class AbstractPath(abc.ABC):
     def sigma_dd(self, r: Tensor, t: Tensor) -> Tensor:
         """Divided difference of ``sigma`` over (r, t)."""
 
+    def sigma_squared(self, t: Tensor) -> Tensor:
+        """``sigma**2``, with a finite derivative at t = 0 even where ``sigma_dot`` is infinite."""
+        return self.sigma(t) ** 2
+
+    def sigma_squared_dd(self, r: Tensor, t: Tensor) -> Tensor:
+        """Divided difference of ``sigma**2``, finite at r = t = 0 even where ``sigma_dd`` is not."""
+        return self.sigma_dd(r, t) * (self.sigma(t) + self.sigma(r))
+
     def transfer_scale(self, t: Tensor) -> Tensor:
         """Scale ``c = alpha + sigma`` of the schedule transfer. Source: ref:transfer."""
         scale: Tensor = formulas.transfer_scale(self.alpha(t), self.sigma(t))
@@ -203,11 +211,11 @@ class TrigonometricPath(AbstractPath):
 
     def alpha_dd(self, r: Tensor, t: Tensor) -> Tensor:
         """By ``cos t - cos r = -2 sin((t+r)/2) sin((t-r)/2)``."""
-        return -_HALF_PI * torch.sin(_HALF_PI * (t + r) / 2) * torch.sinc((t - r) / 4)
+        return -_HALF_PI * torch.sin(_HALF_PI * (t + r) / 2) * _sin_ratio(_HALF_PI * (t - r) / 2)
 
     def sigma_dd(self, r: Tensor, t: Tensor) -> Tensor:
         """By ``sin t - sin r = 2 cos((t+r)/2) sin((t-r)/2)``."""
-        return _HALF_PI * torch.cos(_HALF_PI * (t + r) / 2) * torch.sinc((t - r) / 4)
+        return _HALF_PI * torch.cos(_HALF_PI * (t + r) / 2) * _sin_ratio(_HALF_PI * (t - r) / 2)
 
     def time_from_linear(self, linear_time: Tensor) -> Tensor:
         """``atan2(S, 1 - S)`` in units of a quarter turn."""
@@ -242,7 +250,11 @@ class VariancePreservingPath(AbstractPath):
 
     def sigma(self, t: Tensor) -> Tensor:
         """``sqrt(1 - alpha^2)`` without cancellation."""
-        return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)))
+        return torch.sqrt(self.sigma_squared(t))
+
+    def sigma_squared(self, t: Tensor) -> Tensor:
+        """``1 - alpha^2`` without cancellation."""
+        return -torch.expm1(2 * self._log_alpha(t))
 
     def alpha_dot(self, t: Tensor) -> Tensor:
         """``(log alpha)' alpha``."""
@@ -264,7 +276,11 @@ class VariancePreservingPath(AbstractPath):
 
     def sigma_dd(self, r: Tensor, t: Tensor) -> Tensor:
         """``DD(sigma^2)/(sigma_t + sigma_r)`` with ``sigma^2 = 1 - alpha^2``."""
-        return -self.alpha_dd(r, t) * (self.alpha(t) + self.alpha(r)) / (self.sigma(t) + self.sigma(r))
+        return self.sigma_squared_dd(r, t) / (self.sigma(t) + self.sigma(r))
+
+    def sigma_squared_dd(self, r: Tensor, t: Tensor) -> Tensor:
+        """``-DD(alpha^2)``."""
+        return -self.alpha_dd(r, t) * (self.alpha(t) + self.alpha(r))
 
     def time_from_linear(self, linear_time: Tensor) -> Tensor:
         """Root of the quadratic ``log alpha(t) = log((1 - S)/sqrt((1 - S)^2 + S^2))``."""
@@ -327,10 +343,27 @@ def _mean_over(f: Callable[[Tensor], Tensor], r: Tensor, t: Tensor) -> Tensor:
 
 
 def _expm1_ratio(x: Tensor) -> Tensor:
-    """``(e^x - 1)/x``, 1 at 0."""
-    safe = torch.where(x == 0, torch.ones_like(x), x)
-    # The Taylor branch keeps the derivative right at 0, where the quotient's is 0/0.
-    return torch.where(x.abs() < 1e-5, 1 + x / 2 + x * x / 6, torch.expm1(safe) / safe)
+    """``(e^x - 1)/x``, 1 at 0, with an accurate derivative everywhere."""
+    return _quotient_at_zero(x, x, torch.expm1, tuple(1 / math.factorial(k + 1) for k in range(15)))
+
+
+def _sin_ratio(x: Tensor) -> Tensor:
+    """``sin(x)/x``, 1 at 0, with an accurate derivative everywhere (that of ``torch.sinc`` loses ``1/x`` digits)."""
+    return _quotient_at_zero(x, x * x, torch.sin, tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(8)))
+
+
+def _quotient_at_zero(x: Tensor, variable: Tensor, f: Callable[[Tensor], Tensor], series: tuple[float, ...]) -> Tensor:
+    """``f(x)/x`` for ``|x| >= 1/2`` and its power series in ``variable`` nearer to 0.
+
+    The series is there for the derivative: that of the quotient is a difference of terms of size ``1/x``. The first
+    term left out is below 1e-17 of the whole.
+    """
+    near = x.abs() < 0.5
+    value = torch.zeros_like(x)
+    for coefficient in reversed(series):
+        value = value * torch.where(near, variable, torch.zeros_like(variable)) + coefficient
+    far = torch.where(near, torch.ones_like(x), x)
+    return torch.where(near, value, f(far) / far)
 
 
 LINEAR = LinearPath()

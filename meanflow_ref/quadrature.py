@@ -21,3 +21,10 @@ def gauss_legendre(
     """Nodes and weights of the n-point rule on [0, 1]: exact for polynomials up to degree 2n - 1."""
     nodes, weights = _nodes(n)
     return nodes.to(device, dtype), weights.to(device, dtype)
+
+
+def leading_gauss_legendre(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and weights as ``(n, 1, ..., 1)``: a leading dimension before those of ``like``, in its kind."""
+    nodes, weights = gauss_legendre(n, dtype=like.dtype, device=like.device)
+    shape = (-1, *[1] * like.dim())
+    return nodes.reshape(shape), weights.reshape(shape)

@@ -173,6 +173,12 @@ EQUATIONS: dict[str, Equation] = {
         ),
         Equation("ref:quantile", "1-D quantile transport", r"\phi_{t\to r}=F_r^{-1}\circ F_t,\ \partial_tF_t=-p_tv"),
         Equation(
+            "ref:segment",
+            "1-D average velocity along a segment",
+            r"u(z,r,t)=\frac{\int_0^1p_\tau(y)v(y,\tau)\,d\theta}{\int_0^1p_\tau(y)\,d\theta},"
+            r"\ (y,\tau)=(1-\theta)(\phi_{t\to r}(z),r)+\theta(z,t)",
+        ),
+        Equation(
             "ref:logdet",
             "log det of the flow map",
             r"\log\det\partial_z\phi_{t\to r}(z)=\log p_t(z)-\log p_r(\phi_{t\to r}(z))",

@@ -236,7 +236,7 @@ def checks() -> list[Check]:
         Check(GROUP, "gradient: weight not detached", weight_leaks, 1e-3, ">="),
     ]
     rows += [Check(GROUP, name, partial(wrong_sampler, name), 1e-3, ">=") for name in SAMPLERS]
-    rows += [Check(GROUP, name, partial(wrong_times, name), 5.0, ">=") for name in TIMES]
+    rows += [Check(GROUP, name, partial(wrong_times, name), 8.0, ">=") for name in TIMES]
     rows += [
         Check(GROUP, "guidance: prior class weights", prior_weights, 1e-3, ">="),
         Check(

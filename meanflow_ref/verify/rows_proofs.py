@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from meanflow_ref.verify.check import Check
+
+GROUP = "Proofs"
 _NAME = "meanflow_ref._proofs"
 
 
@@ -28,3 +32,27 @@ def load_proofs() -> ModuleType:
     sys.modules[_NAME] = module
     spec.loader.exec_module(module)
     return module
+
+
+def unproved(theorem: str) -> float:
+    """Steps of a theorem that are not proved, and controls that are not refuted."""
+    proofs = load_proofs()
+    (spec,) = (spec for spec in proofs.theorems() if spec.id == theorem)
+    result = proofs.Theorem(spec).run()
+    if not result.ok:
+        raise AssertionError("\n".join(map(str, result.failures)))
+    return float(len(result.failures))
+
+
+def checks() -> list[Check]:
+    """A row a theorem."""
+    return [
+        Check(
+            GROUP,
+            f"{spec.id}: {spec.title}",
+            partial(unproved, spec.id),
+            0.0,
+            note="every step proved, every false neighbour refuted by a witness",
+        )
+        for spec in load_proofs().theorems()
+    ]

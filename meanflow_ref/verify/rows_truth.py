@@ -11,9 +11,11 @@ from torch import Tensor
 from meanflow_ref import formulas
 from meanflow_ref.fields.base import AbstractDataField, column
 from meanflow_ref.fields.gaussian import Gaussian
-from meanflow_ref.fields.guided import Guided, LinearGaussianGuided
+from meanflow_ref.fields.guided import Guided
+from meanflow_ref.fields.guided_gaussian import LinearGaussianGuided
 from meanflow_ref.fields.points import PointMasses
-from meanflow_ref.paths import AbstractPath, VariancePreservingPath
+from meanflow_ref.fields.shell import Shell
+from meanflow_ref.paths import VariancePreservingPath
 from meanflow_ref.truth import average_velocity
 from meanflow_ref.verify.check import Check
 from meanflow_ref.verify.problems import (
@@ -33,15 +35,15 @@ EXACT, TRUTH = "Exact fields", "Truth"
 _BIAS_NOTE = "two points in one dimension, r = t, c = 1e-3; distance over the spread of v"
 
 
-def _earliest(path: AbstractPath) -> float:
-    """First time used: a variance-preserving path has an infinite sigma' at 0."""
-    return 1e-3 if isinstance(path, VariancePreservingPath) else 0.0
+def _earliest(field: AbstractDataField) -> float:
+    """First time used: at 0 sigma' is infinite on a variance-preserving path, and v has no limit on a shell."""
+    return 1e-3 if isinstance(field.path, VariancePreservingPath) or isinstance(field, Shell) else 0.0
 
 
-def _cases(family: str, path: str) -> tuple[AbstractDataField, Cases, Tensor]:
+def _cases(family: str, path: str, n: int = 64) -> tuple[AbstractDataField, Cases, Tensor]:
     """A field, its cases and their amplification."""
     field = FAMILIES[family](PATHS[path])
-    drawn = cases(field, earliest=_earliest(PATHS[path]))
+    drawn = cases(field, n, earliest=_earliest(field))
     return field, drawn, amplification(field, drawn)
 
 
@@ -86,7 +88,7 @@ def against_ode(family: str) -> float:
     """Closed u against the u-space ODE, over (1 + J). Source: ref:u-ode."""
     worst = 0.0
     for path in PATHS:
-        field, c, scale = _cases(family, path)
+        field, c, scale = _cases(family, path, n=24)
         solved = average_velocity(field, c.z, c.r, c.t, method="ode", tol=1e-13).value
         worst = max(worst, _worst(field.average_velocity(c.z, c.r, c.t) - solved, scale))
     return worst
@@ -324,7 +326,7 @@ def adaptive_bias(power: float) -> float:
 def conditional_law() -> float:
     """Mean and covariance of v given z by direct integration over data, against the closed law. Source: mf:1."""
     field = planar_mixture()
-    c = cases(field, n=8, seed=13, earliest=0.05)
+    c = cases(field, n=16, seed=13, earliest=0.2)
     # A dense product grid of data points makes E[v_t | z] an integral by the trapezoidal rule (spectrally accurate).
     axis = torch.linspace(-6, 6, 401, dtype=torch.float64)
     x = torch.cartesian_prod(axis, axis)
@@ -388,6 +390,9 @@ def checks() -> list[Check]:
         Check(
             TRUTH, "target: Cov(target | z) = Phi Cov(v | z) Phi^T", target_covariance, 1e-14, note="exact finite sum"
         ),
+        Check(TRUTH, "weight power 0: the minimiser is E[v | z]", partial(adaptive_bias, 0.0), 1e-5, note=_BIAS_NOTE),
+        Check(TRUTH, "weight power 0.5: the minimiser is another", partial(adaptive_bias, 0.5), 0.1, ">=", _BIAS_NOTE),
+        Check(TRUTH, "weight power 1: the minimiser is another", partial(adaptive_bias, 1.0), 0.1, ">=", _BIAS_NOTE),
         Check(
             TRUTH, "guiding the averages is not averaging the guidance", guided_is_not_guidance_of_averages, 0.1, ">="
         ),

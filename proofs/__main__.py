@@ -1,0 +1,94 @@
+"""``python -m proofs``: check the theorems and print a table while doing so."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from . import ProofError, TheoremResult, run_all, theorems
+from .document import PATH, document
+from .theorem import Step
+
+_WIDTHS = (9, 22, 6, 9, 8, 8)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 if every theorem holds, 1 if one fails, 2 if nothing could be run."""
+    parser = argparse.ArgumentParser(prog="python -m proofs", description=main.__doc__)
+    parser.add_argument("names", nargs="*", help="ids of theorems, or families such as `gaussian` (default: all)")
+    parser.add_argument("--verbose", action="store_true", help="print every step and control with its verdict")
+    parser.add_argument("--write", action="store_true", help=f"write {PATH.name} (all theorems must hold)")
+    parser.add_argument("--list", action="store_true", help="print ids and titles, and stop")
+    options = parser.parse_args(arguments)
+    try:
+        chosen = theorems(options.names)
+    except ProofError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.list:
+        print("\n".join(f"{spec.family:18} {spec.id:24} {spec.title}" for spec in chosen))
+        return 0
+    return _check(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    say = _printer()
+    start = time.perf_counter()
+    say(_row("verdict", "theorem", "steps", "(restate)", "refuted", "seconds") + "  title", "bold")
+
+    def progress(result: TheoremResult, number: int, total: int) -> None:
+        counts = (str(result.n_steps), str(result.n_restates), str(result.n_controls), f"{result.seconds:.2f}")
+        verdict = "holds" if result.ok else "FAILS"
+        say(_row(verdict, result.id, *counts) + f"  [{number}/{total}] {result.title}", "" if result.ok else "red")
+        for line in (*result.steps, *result.controls) if options.verbose else ():
+            say("          " + _line(line), "dim")
+        for failure in result.failures:
+            say(f"          {failure}", "red")
+
+    results = run_all(progress, options.names)
+    failed = [result.id for result in results if not result.ok]
+    steps = sum(result.n_steps for result in results)
+    restates, controls = sum(r.n_restates for r in results), sum(r.n_controls for r in results)
+    say(
+        f"{len(results) - len(failed)} of {len(results)} theorems hold: {steps} steps ({restates} restate a rule), "
+        f"{controls} false statements refuted, {time.perf_counter() - start:.1f} s"
+        + (f". Failing: {', '.join(failed)}" if failed else ""),
+        "bold red" if failed else "bold green",
+    )
+    if options.write and not failed and not options.names:
+        PATH.write_text(document(results), encoding="utf-8")
+        say(f"wrote {PATH}", "")
+    elif options.write:
+        say(f"{PATH.name} not written: it holds all theorems, and all must hold", "red")
+        return 1
+    return 1 if failed else 0
+
+
+def _row(*cells: str) -> str:
+    return "".join(
+        cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, _WIDTHS, strict=True))
+    )
+
+
+def _line(line: Step) -> str:
+    d = line.decision
+    tag = "restates" if d.restates else d.method
+    where = f", {d.witness.left} against {d.witness.right}" if d.witness else f", {d.points} points agree"
+    return f"{d.verdict.lower():8} {tag:8} {line.text}{where}"
+
+
+def _printer() -> Callable[[str, str], None]:
+    """Print with colours where rich is installed and the output is a terminal, plainly elsewhere."""
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ImportError:
+        return lambda text, style: print(text, flush=True)
+    console = Console(highlight=False, soft_wrap=True)
+    return lambda text, style: console.print(Text(text, style=style))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
