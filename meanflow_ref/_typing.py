@@ -6,7 +6,7 @@ The paper's argument order is used everywhere: ``(z, r, t)`` with ``0 <= r <= t 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +24,7 @@ Matrices: TypeAlias = Float[Tensor, "*batch d d"]
 TensorFunction: TypeAlias = Callable[..., Tensor]
 
 
+@runtime_checkable
 class VelocityField(Protocol):
     """An instantaneous velocity ``v(z, t)``."""
 
@@ -32,6 +33,7 @@ class VelocityField(Protocol):
         ...
 
 
+@runtime_checkable
 class AverageVelocity(Protocol):
     """An average velocity ``u(z, r, t)``; a network is one of these."""
 
@@ -40,6 +42,7 @@ class AverageVelocity(Protocol):
         ...
 
 
+@runtime_checkable
 class JvpBackend(Protocol):
     """A way to compute a function and its directional derivative together.
 

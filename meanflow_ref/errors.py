@@ -52,6 +52,10 @@ class TruthError(MeanFlowError, RuntimeError):
     """The ground truth could not be computed to the accuracy asked for."""
 
 
+class CertificationError(MeanFlowError, RuntimeError):
+    """A rigorous enclosure could not be made; the message names the hypothesis that failed."""
+
+
 class MissingExtraError(MeanFlowError, ImportError):
     """An optional dependency is not installed."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from meanflow_ref._typing import Matrices, PerState, State, Times
 from meanflow_ref._validate import as_times, require_same_kind, require_state
 from meanflow_ref.errors import NoClosedFormError, ShapeError
 from meanflow_ref.paths import AbstractPath
+
+# Not typing.Self: beartype, which checks shapes in the tests, takes that in decorated classes alone.
+_Field = TypeVar("_Field", bound="AbstractField")
 
 
 def column(x: Tensor) -> Tensor:
@@ -117,7 +120,7 @@ class AbstractField(abc.ABC):
         z = self._state(z)
         return self._jacobian(z, as_times(r, z, "r"), as_times(t, z, "t"))
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Self:
+    def to(self: _Field, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> _Field:
         """Return this field with its parameters moved."""
         if not dataclasses.is_dataclass(self):
             raise TypeError(f"{type(self).__name__} is not a dataclass")

@@ -191,7 +191,7 @@ class Affine(AbstractDataField):
         return self.field.sample_data(n, generator) @ self._rotation.to(self.shift).mT + self.shift
 
 
-def block_diagonal(blocks: Sequence[Matrices]) -> Matrices:
+def block_diagonal(blocks: Sequence[Tensor]) -> Matrices:
     """Batched block-diagonal matrix, ``(*batch, sum d, sum d)``."""
     total, start, rows = sum(block.shape[-1] for block in blocks), 0, []
     for block in blocks:

@@ -132,12 +132,14 @@ def _log_mean_ndtr(low: Tensor, high: Tensor) -> Tensor:
 
     Above 9 the function is 1; from ``min(high, 9)`` down it is integrated as far as it counts.
     """
-    width = (high - low).clamp(min=_LEAST_SIGMA)
-    ones = ((high - 9) / width).clamp(0, 1)
+    width = high - low
+    # 0 at alpha = 0, where the mean is a value; only the divisor is changed, so that the derivative in t is kept.
+    divisor = torch.where(width > _LEAST_SIGMA, width, torch.full_like(width, _LEAST_SIGMA))
+    ones = ((high - 9) / divisor).clamp(0, 1)
     start = high.clamp(max=9)
     with torch.no_grad():
         reach = 1 / (1 / 20.0 + (-start).clamp(min=0) / 40)
-    share = torch.minimum(1 - ones, reach / width)
+    share = torch.minimum(1 - ones, reach / divisor)
     theta, weight = leading_gauss_legendre(_NODES, low)
     top = log_ndtr(start)
     rest = (torch.exp(log_ndtr(start - share * width * theta) - top) * weight).sum(0)

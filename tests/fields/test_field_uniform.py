@@ -1,0 +1,149 @@
+"""Boxes against scipy's truncated normal law, integration over the data, and 60-digit roots."""
+
+from __future__ import annotations
+
+import mpmath as mp
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from meanflow_ref.errors import NoClosedFormError, ParameterError, ShapeError
+from meanflow_ref.fields import GaussianMixture, Product, Uniform, UniformBoxes
+from meanflow_ref.paths import LINEAR, VARIANCE_PRESERVING
+
+EPS = 2.0**-52
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("t", [1e-3, 0.1, 0.5, 0.9, 0.999, 1.0])
+def test_velocity_against_the_truncated_normal_law(t: float) -> None:
+    """Given z, the noise is standard normal truncated to where x = (z - t eps)/(1 - t) lies in the box."""
+    field = Uniform(tensor(-1.0), tensor(1.0))
+    z = torch.linspace(-4, 4, 33, dtype=torch.float64)[:, None] * (0.3 + t)
+    v, variance = field.velocity(z, t)[:, 0], field.velocity_covariance(z, t)[:, 0, 0]
+    for i, y in enumerate(z[:, 0].tolist()):
+        with mp.workdps(60 + int((y / t) ** 2 / 2)):
+            y_, t_ = mp.mpf(y), mp.mpf(t)
+            a = 1 - t_
+            if a == 0:
+                mean_x, variance_x = mp.mpf(0), mp.mpf(1) / 3
+            else:
+                low, high = (y_ - a) / t_, (y_ + a) / t_
+                mass = mp.ncdf(high) - mp.ncdf(low)
+                noise = (mp.npdf(low) - mp.npdf(high)) / mass
+                spread = 1 + (low * mp.npdf(low) - high * mp.npdf(high)) / mass - noise**2
+                mean_x, variance_x = (y_ - t_ * noise) / a, spread * (t_ / a) ** 2
+            reference_v, reference_variance = float((y_ - mean_x) / t_), float(variance_x / t_**2)
+        # z - x is formed from rounded z and 1 - t, then divided by t.
+        assert abs(float(v[i]) - reference_v) < 8 * EPS * (1 + abs(y)) / t
+        assert abs(float(variance[i]) - reference_variance) < 1e-13 * reference_variance
+
+
+@pytest.mark.parametrize("z", [-30.0, 8.0, 1e4])
+def test_velocity_in_the_tails_against_scipy(z: float) -> None:
+    field = Uniform(tensor(-1.0), tensor(1.0))
+    t = 0.6
+    low, high = (z - 0.4) / t, (z + 0.4) / t
+    nearest = low if z > 0 else high
+    # Far out the noise sits on the near edge: mean = edge + 1/edge - 2/edge^3 + ... (Mills' ratio).
+    series = nearest + 1 / nearest - 2 / nearest**3 + 10 / nearest**5 - 74 / nearest**7
+    noise = series if abs(nearest) > 40 else float(stats.truncnorm.mean(low, high))
+    expected = noise - (z - t * noise) / 0.4
+    assert abs(float(field.velocity(tensor(z)[None], t)) - expected) < 1e-10 * abs(z)
+
+
+def test_log_tail_against_mpmath() -> None:
+    field = UniformBoxes(tensor(-2.0, 0.5)[:, None], tensor(-1.0, 2.0)[:, None], tensor(0.3, 0.7))
+    for y in (-12.0, -3.0, -1.2, 0.0, 1.9, 5.0):
+        for t in (1e-2, 0.3, 1.0 - 1e-9):
+            with mp.workdps(60 + int((abs(y) + 2) ** 2 / t**2)):
+                a, b = mp.mpf(1) - mp.mpf(t), mp.mpf(t)
+                antiderivative = lambda x: x * mp.ncdf(x) + mp.npdf(x)  # noqa: E731
+                tails = []
+                for sign in (1, -1):
+                    total = mp.mpf(0)
+                    for w, low, high in ((0.3, -2.0, -1.0), (0.7, 0.5, 2.0)):
+                        ends = sorted([sign * (y - a * low) / b, sign * (y - a * high) / b])
+                        mean = (antiderivative(ends[1]) - antiderivative(ends[0])) / (ends[1] - ends[0])
+                        total += mp.mpf(w) * mean
+                    tails.append(float(mp.log(total)))
+            for sign, reference in zip((1.0, -1.0), tails, strict=True):
+                value = float(field._marginals.log_tail(tensor(y), tensor(t), tensor(sign)))
+                # The score y/t is rounded, and the logarithm is its square.
+                assert abs(value - reference) < 1e-14 * (1 + abs(reference))
+
+
+def test_flow_of_one_interval_is_the_quantile() -> None:
+    """Noise to data in one step is 2 Phi(z) - 1."""
+    field = Uniform(tensor(-1.0), tensor(1.0))
+    z = torch.linspace(-5, 5, 41, dtype=torch.float64)[:, None]
+    phi = field.flow_map(z, 1.0, 0.0)[:, 0].numpy()
+    assert float(np.abs(phi - (2 * stats.norm.cdf(z[:, 0].numpy()) - 1)).max()) < 8 * EPS
+    # scipy's density, and the Jacobian 2 phi(z).
+    slope = field.jacobian(z, 0.0, 1.0)[:, 0, 0].numpy()
+    assert float(np.abs(slope - 2 * stats.norm.pdf(z[:, 0].numpy())).max()) < 16 * EPS
+
+
+def test_density_at_time_zero_is_the_boxes() -> None:
+    board = UniformBoxes.checkerboard(cells=4, extent=2.0)
+    inside, outside = tensor(-1.5, -1.5)[None], tensor(-1.5, -0.5)[None]
+    assert abs(float(board.log_density(inside, 0.0).exp()) - 1 / 8) < 1e-14
+    assert float(board.log_density(outside, 0.0).exp()) == 0.0
+    assert bool(torch.isfinite(board.velocity(inside, 0.0)).all())
+
+
+@pytest.mark.parametrize("path", [LINEAR, VARIANCE_PRESERVING])
+def test_fine_boxes_approach_a_smooth_law(path: object) -> None:
+    """A staircase of 400 boxes under a normal density: the law of the mixture, with an error of width^2/24 p''."""
+    edges = torch.linspace(-5, 5, 401, dtype=torch.float64)
+    mass = torch.special.ndtr(edges).diff()
+    assert path in (LINEAR, VARIANCE_PRESERVING)
+    chosen = LINEAR if path == LINEAR else VARIANCE_PRESERVING
+    boxes = UniformBoxes(edges[:-1, None], edges[1:, None], mass / mass.sum(), chosen)
+    smooth = GaussianMixture(tensor(1.0), tensor(0.0), tensor(1.0), chosen)
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    for t in (0.3, 0.6):
+        assert float((boxes.velocity(z, t) - smooth.velocity(z, t)).abs().max()) < 1e-3
+    assert float((boxes.average_velocity(z, 0.1, 0.9) - smooth.average_velocity(z, 0.1, 0.9)).abs().max()) < 1e-3
+
+
+def test_box_is_the_product_of_its_sides() -> None:
+    box = Uniform(tensor(-1.0, 0.5), tensor(1.0, 0.7))
+    sides = Product((Uniform(tensor(-1.0), tensor(1.0)), Uniform(tensor(0.5), tensor(0.7))))
+    generator = torch.Generator().manual_seed(0)
+    t = torch.rand(50, dtype=torch.float64, generator=generator)
+    z = box.sample(t, generator)
+    assert float((box.average_velocity(z, t / 3, t) - sides.average_velocity(z, t / 3, t)).abs().max()) < 1e-13
+
+
+def test_checkerboard_samples_lie_on_its_cells() -> None:
+    board = UniformBoxes.checkerboard(cells=4, extent=2.0)
+    x = board.sample_data(4000, torch.Generator().manual_seed(1))
+    cells = torch.floor(x + 2).long()
+    assert bool(((cells.sum(-1) % 2) == 0).all())
+    assert bool(((cells >= 0) & (cells < 4)).all())
+    counts = torch.bincount(cells[:, 0] * 4 + cells[:, 1], minlength=16)
+    expected = counts[counts > 0]
+    assert len(expected) == 8
+    # Chi-squared on 8 cells; false alarms 1e-6 (fixed seed).
+    assert stats.chisquare(expected.numpy()).pvalue > 1e-6
+    assert not board.exact_flow
+    with pytest.raises(NoClosedFormError):
+        board.flow_map(x, 1.0, 0.0)
+
+
+def test_parameters_are_checked() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    with pytest.raises(ParameterError, match=r"side -0\.5"):
+        Uniform(tensor(0.0, 0.0), tensor(1.0, -0.5))
+    with pytest.raises(ParameterError, match="sum to 2"):
+        UniformBoxes(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64), 2 * one)
+    with pytest.raises(ShapeError, match="upper"):
+        UniformBoxes(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64), one)
+    with pytest.raises(ParameterError, match="cells"):
+        UniformBoxes.checkerboard(cells=1)
