@@ -88,7 +88,7 @@ def against_ode(family: str) -> float:
     """Closed u against the u-space ODE, over (1 + J). Source: ref:u-ode."""
     worst = 0.0
     for path in PATHS:
-        field, c, scale = _cases(family, path, n=24)
+        field, c, scale = _cases(family, path, n=16)
         solved = average_velocity(field, c.z, c.r, c.t, method="ode", tol=1e-13).value
         worst = max(worst, _worst(field.average_velocity(c.z, c.r, c.t) - solved, scale))
     return worst
