@@ -2,6 +2,7 @@
 # make test     lint, types and the test suite; what CI runs
 # make test-all the same with the long sweeps
 # make bench    benchmarks, written to benchmarks/results/
+# make proofs   theorems (sympy), the ledger of claims, and the Coq development where coqc is installed
 # make readme   regenerates the README's tables and figures, and the derivations
 PYTHON ?= python3
 VENV := .venv
@@ -46,6 +47,8 @@ bench: $(VENV)/.dev
 
 proofs: $(VENV)/.runtime
 	$(BIN)/python -m proofs
+	$(BIN)/python -m proofs --claims
+	$(BIN)/python proofs/coq/check.py || test $$? -eq 2
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m proofs --write

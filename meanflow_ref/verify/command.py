@@ -136,7 +136,8 @@ def _run(checks: Sequence[Check], jobs: int, console: Console) -> list[Result]:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Run the main job as the command line asks; returns the exit code."""
-    console = Console()
+    # A log file has no width of its own: 80 columns would fold every name.
+    console = Console(width=None if sys.stdout.isatty() else 132)
     checks = collect(arguments.only)
     if not checks:
         raise ParameterError(f"no check's name contains {arguments.only!r}.", "", "meanflow-ref verify --list")

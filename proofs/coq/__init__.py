@@ -1,0 +1,1 @@
+"""The part of the proofs that is analysis, in Coq: ``MeanFlow.v`` and its check."""
