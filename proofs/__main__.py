@@ -1,4 +1,4 @@
-"""``python -m proofs``: check the theorems and print a table while doing so."""
+"""``python -m proofs``: check the theorems, or the ledger of claims, and print a table while doing so."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from . import ProofError, TheoremResult, run_all, theorems
+from . import ProofError, TheoremResult, claims, run_all, theorems
+from .claims import Settled
 from .document import PATH, document
+from .ledger.page import PATH as CLAIMS_PATH
+from .ledger.page import page
 from .theorem import Step
 
 _WIDTHS = (9, 22, 6, 9, 8, 8)
@@ -17,20 +20,34 @@ _WIDTHS = (9, 22, 6, 9, 8, 8)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if every theorem holds, 1 if one fails, 2 if nothing could be run."""
     parser = argparse.ArgumentParser(prog="python -m proofs", description=main.__doc__)
-    parser.add_argument("names", nargs="*", help="ids of theorems, or families such as `gaussian` (default: all)")
+    names = "ids of theorems, or families such as `gaussian`; with --claims rows or documents (default: all)"
+    parser.add_argument("names", nargs="*", help=names)
+    parser.add_argument("--claims", action="store_true", help="settle the ledger of claims instead (needs torch)")
     parser.add_argument("--verbose", action="store_true", help="print every step and control with its verdict")
-    parser.add_argument("--write", action="store_true", help=f"write {PATH.name} (all theorems must hold)")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write {PATH.name} and {CLAIMS_PATH.name} (all must hold)"
+    )
     parser.add_argument("--list", action="store_true", help="print ids and titles, and stop")
     options = parser.parse_args(arguments)
     try:
-        chosen = theorems(options.names)
+        lines = _listing(options)
     except ProofError as error:
         print(error, file=sys.stderr)
         return 2
     if options.list:
-        print("\n".join(f"{spec.family:18} {spec.id:24} {spec.title}" for spec in chosen))
+        print("\n".join(lines))
         return 0
-    return _check(options)
+    if options.claims:
+        return _check_claims(options)
+    # Writing renews both pages: the ledger's rows name theorems.
+    return _check(options) or (_check_claims(options) if options.write else 0)
+
+
+def _listing(options: argparse.Namespace) -> list[str]:
+    """What the names choose, a line each."""
+    if options.claims:
+        return [f"{row.id:8} {row.verdict:21} {row.text}" for row in claims.claims(options.names)]
+    return [f"{spec.family:18} {spec.id:24} {spec.title}" for spec in theorems(options.names)]
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -62,6 +79,37 @@ def _check(options: argparse.Namespace) -> int:
         say(f"wrote {PATH}", "")
     elif options.write:
         say(f"{PATH.name} not written: it holds all theorems, and all must hold", "red")
+        return 1
+    return 1 if failed else 0
+
+
+def _check_claims(options: argparse.Namespace) -> int:
+    say = _printer()
+    start = time.perf_counter()
+
+    def progress(result: Settled, number: int, total: int) -> None:
+        row = result.claim
+        head = f"{'settled' if result.ok else 'UNSETTLED':10}{row.id:8}{row.verdict:22}{result.seconds:6.2f} s"
+        say(f"{head}  [{number}/{total}] {row.text}", "" if result.ok else "red")
+        for f in result.findings if options.verbose else ():
+            say(f"          {f.kind:9}{f.value:.3g} {f.sense} {f.bound:g}  {f.text}", "dim")
+        for failure in result.failures:
+            say(f"          {failure}", "red")
+
+    results = claims.run(progress, options.names)
+    failed = [result.claim.id for result in results if not result.ok]
+    by_verdict = ", ".join(f"{n} {verdict}" for verdict, n in claims.counts([r.claim for r in results]).items())
+    settled = f"{len(results) - len(failed)} of {len(results)} claims settled"
+    say(
+        f"{settled}: {by_verdict}, {time.perf_counter() - start:.1f} s"
+        + (f". Unsettled: {', '.join(failed)}" if failed else ""),
+        "bold red" if failed else "bold green",
+    )
+    if options.write and not failed and not options.names:
+        CLAIMS_PATH.write_text(page(results, claims.DOCUMENTS), encoding="utf-8")
+        say(f"wrote {CLAIMS_PATH}", "")
+    elif options.write:
+        say(f"{CLAIMS_PATH.name} not written: it holds all rows, and all must be settled", "red")
         return 1
     return 1 if failed else 0
 
