@@ -80,7 +80,7 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
-        Scenario("mlp", lambda: MLP(64, 512, 4), (64,), 512, "perceptron 64-512x4-64, batch 512"),
+        Scenario("mlp", lambda: MLP(64, 384, 4), (64,), 512, "perceptron 64-384x4-64, batch 512"),
         Scenario("dit", lambda: DiT(16, 4, 2, 192, 4, 3), (4, 16, 16), 8, "transformer 192 wide, 4 deep, batch 8 x 64"),
         Scenario("unet", lambda: UNet(3, 32, (1, 2, 4)), (3, 32, 32), 4, "U-Net 32-64-128, batch 4 of 3x32x32"),
     )

@@ -79,7 +79,7 @@ class RadialMarginals(quantile.AbstractMarginals):
             floor = start.clamp(min=1e-300)
             tilt = m / sigma**2 * (m * floor / sigma**2) * sphere_mean_ratio((m * floor / sigma**2) ** 2, d)
             slope = side * ((d - 1) / floor - floor / sigma**2 + tilt)
-            reach = 1 / (1 / (20 * sigma) + slope.clamp(min=0) / 40)
+            reach = 1 / (1 / (20 * sigma) + slope.clamp(min=0) / 50)
         length = torch.where(side > 0, torch.minimum(start, reach), reach)
         theta, weight = leading_gauss_legendre(_NODES, y)
         terms = self.log_density(start - side * length * theta, t) + torch.log(weight)

@@ -35,8 +35,8 @@ class Transferred(AbstractDataField):
         path: The path to carry it to.
 
     Precision:
-        About 1e-13 for u. Onto a path whose ``sigma'`` is infinite at 0 (variance-preserving) the velocity at t = 0,
-        and derivatives at r = 0, are not finite.
+        About 1e-13 for u. With ``sigma'`` infinite at 0 on either path (variance-preserving), derivatives at r = 0
+        are NaN; on the target path, so is the velocity at t = 0. The leaves themselves have neither gap.
 
     """
 

@@ -77,8 +77,8 @@ class BoxMarginals(quantile.AbstractMarginals):
         middle_noise = 0.5 * (low + high)
         mode = torch.where(inside, middle_noise / torch.where(inside, delta, torch.ones_like(delta)), edge)
         noise_mode = torch.where(inside, torch.zeros_like(low), torch.where(edge > 0, low, high))
-        with torch.no_grad():  # where the density has fallen by 1e-17
-            reach = 1 / (delta * (noise_mode.abs() / 40 + 1 / 9.0))
+        with torch.no_grad():  # where the density has fallen by exp(-45) or more, whether edge or curvature governs
+            reach = 1 / (delta * (noise_mode.abs() / 60 + 1 / 11))
         first, last = torch.maximum(-1 - mode, -reach), torch.minimum(1 - mode, reach)
         theta, weight = leading_gauss_legendre(_NODES, low)
         offset = first + (last - first) * theta  # s - mode
@@ -123,7 +123,9 @@ class BoxMarginals(quantile.AbstractMarginals):
         alpha, sigma = (x[..., 0] for x in self._scales(r))
         bottom = alpha * self.lower.amin(-1) + sigma * low.amin(-1)
         top = alpha * self.upper.amax(-1) + sigma * high.amax(-1)
-        margin = 1e-13 * (1 + z.abs())
+        margin = (
+            1e-13 * sigma * (low.abs() + high.abs()).amax(-1)
+        )  # of rounding; none at r = 0, where it is the support
         return bottom - margin, top + margin
 
 
@@ -138,7 +140,7 @@ def _log_mean_ndtr(low: Tensor, high: Tensor) -> Tensor:
     ones = ((high - 9) / divisor).clamp(0, 1)
     start = high.clamp(max=9)
     with torch.no_grad():
-        reach = 1 / (1 / 20.0 + (-start).clamp(min=0) / 40)
+        reach = 1 / (1 / 20 + (-start).clamp(min=0) / 50)
     share = torch.minimum(1 - ones, reach / divisor)
     theta, weight = leading_gauss_legendre(_NODES, low)
     top = log_ndtr(start)

@@ -36,9 +36,9 @@ def curves_figure(losses: Sequence[float], errors: Mapping[int, float]) -> Figur
     window = max(1, len(losses) // 50)
     smooth = [sum(losses[max(0, i - window) : i]) / min(window, i) for i in steps]
     left.plot(steps, smooth, color=_ORANGE, label=f"mean of {window}")
-    left.set(xlabel="step", title="Loss: most of it is the noise of the conditional velocity")
+    left.set(xlabel="step", title="Loss: most of it is noise of the conditional v")
     right.plot(list(errors), list(errors.values()), color=_BLUE, marker="o", ms=3)
-    right.set(xlabel="step", title="E|u_theta - u|^2 of the averaged weights, against the exact u")
+    right.set(xlabel="step", title="E|u_theta - u|^2, against the exact u")
     if losses:
         left.legend()
         left.set_yscale("log")

@@ -17,12 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from meanflow_ref import __version__
+from meanflow_ref import __version__, formulas
 from meanflow_ref.errors import ParameterError
 from meanflow_ref.fields import GaussianMixture
 from meanflow_ref.files import write_atomic
 from meanflow_ref.models import MLP
-from meanflow_ref.objectives.meanflow import meanflow_loss
+from meanflow_ref.objectives.meanflow import meanflow_loss, meanflow_loss_at
 from meanflow_ref.objectives.times import UniformPair
 from meanflow_ref.sampling import sample
 from meanflow_ref.train.config import ToyConfig
@@ -96,6 +96,7 @@ class Toy:
         self.device = find_device(config.device)
         require_free_folder(config.out, config.overwrite)
         self.field = ring(config.modes, config.radius, config.std)
+        self.nearby = self.field.to(dtype=torch.float32, device=self.device)
         # Network, data and judgement draw from streams of their own, so that one can change without the others.
         seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(config.seed)).tolist()
         with torch.random.fork_rng(devices=[]):
@@ -118,8 +119,14 @@ class Toy:
         )
 
     def loss(self, net: nn.Module, batch: Batch) -> Tensor:
-        """Plain squared error; see :class:`~meanflow_ref.train.config.ToyConfig` for why. Source: mf:9, mf:11."""
-        return meanflow_loss(net, *batch, weight_power=0.0, jvp=self.config.jvp).loss
+        """Plain squared error; see :class:`~meanflow_ref.train.config.ToyConfig` for why. Source: mf:9 to mf:11."""
+        jvp = self.config.jvp
+        if self.config.velocity == "conditional":
+            return meanflow_loss(net, *batch, weight_power=0.0, jvp=jvp).loss
+        x, eps, r, t = batch
+        path, t_ = self.nearby.path, t[:, None]
+        z = formulas.interpolant(x, eps, path.alpha(t_), path.sigma(t_))
+        return meanflow_loss_at(net, z, self.nearby.velocity(z, t), r, t, weight_power=0.0, jvp=jvp).loss
 
     def reports(self) -> Iterator[Report]:
         """Train, one report a step."""

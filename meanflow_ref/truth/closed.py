@@ -12,7 +12,7 @@ from meanflow_ref.fields.base import AbstractField
 from meanflow_ref.truth.result import Truth
 from meanflow_ref.truth.tangents import partial_derivatives
 
-# Units of rounding in the estimate; measured against 50-digit arithmetic and rounded up.
+# Units of rounding in the estimate; measured against 40-digit arithmetic and rounded up.
 ROUNDING_UNITS = 32.0
 
 

@@ -140,10 +140,8 @@ def test_centre_is_regular() -> None:
 
 
 def test_one_dimension_is_two_points() -> None:
-    field, points = (
-        Shell(1.3, 1),
-        PointMasses(*(torch.tensor(x, dtype=torch.float64) for x in ([[-1.3], [1.3]], [0.5, 0.5]))),
-    )
+    ends, halves = torch.tensor([[-1.3], [1.3]], dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64)
+    field, points = Shell(1.3, 1), PointMasses(ends, halves)
     generator = torch.Generator().manual_seed(2)
     t = 0.1 + 0.9 * torch.rand(50, dtype=torch.float64, generator=generator)
     z = field.sample(t, generator)

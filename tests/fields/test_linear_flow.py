@@ -52,7 +52,8 @@ def test_the_identity_holds_at_every_gap(gap: float) -> None:
     t = 0.5 + t / 2
     r = t - gap
     v = SPIRAL.velocity(z, t)
-    u, du_dt = torch.func.jvp(SPIRAL.average_velocity, (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
+    tangents = (v, torch.zeros_like(r), torch.ones_like(t))
+    u, du_dt = torch.func.jvp(SPIRAL.average_velocity, (z, r, t), tangents)[:2]
     # Entries of size 5; matrix_exp and its derivative are accurate to a few tens of roundings.
     torch.testing.assert_close(u, v - (t - r)[:, None] * du_dt, rtol=0, atol=1e-13)
     if gap == 0:

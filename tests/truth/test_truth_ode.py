@@ -14,6 +14,7 @@ from meanflow_ref.errors import DtypeError, ShapeError, TruthError
 from meanflow_ref.fields.base import AbstractDataField
 from meanflow_ref.paths import VARIANCE_PRESERVING
 from meanflow_ref.truth import average_velocity, average_velocity_ode
+from meanflow_ref.truth.ode import _RightHandSide
 
 CLOSED = {"gaussian": gaussian, "mixture": line_mixture, "sharp mixture": sharp_mixture}
 every_path = pytest.mark.parametrize("path", PATHS)
@@ -178,6 +179,26 @@ def test_derivatives_of_a_velocity_that_ignores_an_argument() -> None:
     assert worst(moving.du_dt - (3 * 0.75**2 - u) / 0.5) < 1e-12
 
 
+def test_derivatives_of_a_flow_that_turns() -> None:
+    """A velocity with a skew Jacobian: data fields are gradients, and would forgive a transposed one."""
+    a = torch.tensor([[0.3, 1.7], [-0.9, 0.1]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 2, dtype=torch.float64, generator=generator)
+    r, t = torch.full((6,), 0.1, dtype=torch.float64), torch.full((6,), 0.8, dtype=torch.float64)
+    truth = average_velocity_ode(lambda z, t: z @ a.T, z, r, t, derivatives=True)
+    # phi = exp(-hA) z, so that u = (z - phi)/h and du/dt = (v - u)/h.
+    jacobian = torch.linalg.matrix_exp(-0.7 * a)
+    u = (z - z @ jacobian.T) / 0.7
+    assert truth.du_dt is not None
+    assert truth.jacobian is not None
+    assert truth.dz_u is not None
+    assert worst(truth.value - u) < 1e-11
+    assert worst(truth.du_dt - (z @ a.T - u) / 0.7) < 1e-11
+    assert worst(truth.jacobian - jacobian) < 1e-11
+    assert worst(truth.dz_u - (torch.eye(2, dtype=torch.float64) - jacobian) / 0.7) < 1e-11
+    assert worst(truth.jacobian - jacobian.T) > 0.1
+
+
 # ---------------------------------------------------------------- pitfalls of adaptive solvers
 
 
@@ -204,6 +225,18 @@ def test_velocity_is_never_called_outside_the_interval(derivatives: bool) -> Non
         average_velocity_ode(spy, *c.all, tol=tol, derivatives=derivatives)
         assert spy.below <= 0
         assert spy.above <= 0
+
+
+def test_rounding_does_not_carry_a_time_below_r() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.rand(2, 10_000, dtype=torch.float64, generator=generator)
+    # Squared: torch.rand is a multiple of 2^-53, of which differences are exact.
+    r, t, z = pair.amin(0) ** 2, pair.amax(0), torch.zeros(10_000, 1, dtype=torch.float64)
+    rhs = _RightHandSide(lambda z, t: z, z, r, t)
+    assert bool((t - (t - r) * 1.0 < r).any())  # the control: plain arithmetic does
+    for s in (1.0, 1 - 2**-53):
+        _, tau = rhs.point(torch.tensor(s, dtype=torch.float64), z)
+        assert bool((tau >= r).all())
 
 
 def test_the_spy_sees_a_default_solver_overshoot() -> None:
