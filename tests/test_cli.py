@@ -129,12 +129,12 @@ def test_json_has_no_nan() -> None:
 
 def test_readme_table_replaces_only_what_is_between_the_markers(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    path.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
     update_readme(path, [run_check(GOOD), run_check(SEEN)])
     text = path.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert "old" not in text
+    assert "stale" not in text
     assert "| Truth | good | 1.0e-15 | ≤ 1.0e-14 |" in text
     assert "Mutants: 1 of 1 checks hold" in text
 

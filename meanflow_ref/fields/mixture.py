@@ -90,12 +90,19 @@ class MixtureMarginals(quantile.AbstractMarginals):
 
     def log_tail(self, y: Tensor, t: Tensor, side: Tensor) -> Tensor:
         """Logarithm of the mass below (side 1) or above (side -1) ``y``."""
-        scores = self._scores(y, t)
-        return torch.logsumexp(self.components.log_weights + log_ndtr(side[..., None] * scores), -1)
+        return torch.logsumexp(self.component_log_tails(y, t, side[..., None]), -1)
+
+    def component_log_tails(self, y: Tensor, t: Tensor, sides: Tensor) -> Tensor:
+        """The same of each component, with its own side."""
+        return self.components.log_weights + log_ndtr(sides * self._scores(y, t))
 
     def log_density(self, y: Tensor, t: Tensor) -> Tensor:
         """Logarithm of the density."""
-        return torch.logsumexp(self.components.log_joint(y[..., None], t), -1)
+        return torch.logsumexp(self.component_log_densities(y, t), -1)
+
+    def component_log_densities(self, y: Tensor, t: Tensor) -> Tensor:
+        """The same of each component."""
+        return self.components.log_joint(y[..., None], t)
 
     def velocity(self, y: Tensor, t: Tensor) -> Tensor:
         """Marginal velocity."""

@@ -132,13 +132,12 @@ class PointMasses(AbstractDataField):
 
     def _cell(self, z: State, t: Times) -> State:
         """The point in whose quantile cell ``z`` lies at ``t``; d = 1."""
-        order = torch.argsort(self._components.means[:, 0])
-        weights = torch.exp(self._components.log_weights[order])
-        below = torch.cumsum(weights, 0)[:-1]  # mass up to each gap between neighbours
-        above = torch.cumsum(weights.flip(0), 0).flip(0)[1:]
-        one, marginals = torch.ones_like(t), self._marginals
-        lower, upper = (torch.exp(marginals.log_tail(z[..., 0], t, side))[..., None] for side in (one, -one))
-        passed = torch.where(lower < upper, lower > below, upper < above)  # the smaller tail has no cancellation
+        # z lies beyond the gap after the i-th point if F_t(z) > w_1 + ... + w_i, that is, if those after the gap have
+        # more mass below z than those before it have above z: two small numbers where z is between two points.
+        order, y = torch.argsort(self._components.means[:, 0]), z[..., 0]
+        one = torch.ones_like(y)[..., None].expand(*y.shape, len(order))
+        lower, upper = (self._marginals.component_log_tails(y, t, side)[..., order] for side in (one, -one))
+        passed = lower.flip(-1).logcumsumexp(-1).flip(-1)[..., 1:] > upper.logcumsumexp(-1)[..., :-1]
         never = torch.zeros_like(passed[..., :1])
         chosen = torch.cat([~never, passed], -1) & ~torch.cat([passed, never], -1)
         return (chosen * self._components.means[order, 0]).sum(-1, keepdim=True)

@@ -14,7 +14,7 @@ ends have the same quantile, gives the average velocity as a weighted mean, with
 from __future__ import annotations
 
 import abc
-import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ _NODES = 64
 # Next to a separatrix J says little about the rounding of phi; there the quotient is as good as can be.
 _JACOBIAN_CAP = 1e3
 _MAX_STEPS = 200
+_LOG_NOTHING = -1e300  # stands for log 0: finite, so that derivatives are 0 and not NaN
+_LOG_HUGE = 700.0
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -41,6 +43,14 @@ class AbstractMarginals(abc.ABC):
     @abc.abstractmethod
     def log_density(self, y: Tensor, t: Tensor) -> Tensor:
         """Logarithm of the density at ``y``."""
+
+    def component_log_tails(self, y: Tensor, t: Tensor, sides: Tensor) -> Tensor:
+        """:meth:`log_tail` of each component of a mixture with its own side, weights included, ``(..., K)``."""
+        return self.log_tail(y, t, sides[..., 0])[..., None]
+
+    def component_log_densities(self, y: Tensor, t: Tensor) -> Tensor:
+        """:meth:`log_density` of each component of a mixture, weights included, ``(..., K)``."""
+        return self.log_density(y, t)[..., None]
 
     @abc.abstractmethod
     def velocity(self, y: Tensor, t: Tensor) -> Tensor:
@@ -59,19 +69,14 @@ def transport(marginals: AbstractMarginals, z: Tensor, t: Tensor, r: Tensor) -> 
     a power series, the second makes derivatives up to the third exact.
 
     Precision:
-        About ``eps (1 + J)`` with ``J`` the Jacobian; the tails keep it (quantiles of 1e-3000 and beyond).
+        About ``eps (1 + J)`` with ``J`` the Jacobian; the tails and the gaps between modes keep it (:class:`_Balance`).
 
     """
     z, t, r = _broadcast(z, t, r)
-    # The tail on the smaller side: its logarithm does not round to 0.
-    one = torch.ones_like(z)
-    with torch.no_grad():
-        left = marginals.log_tail(z, t, one) < -math.log(2)
-    side = torch.where(left, one, -one)
-    target = marginals.log_tail(z, t, side)
-    y: Tensor = _Root.apply(marginals, *(x.detach() for x in (z, t, r, side, target)))  # type: ignore[no-untyped-call]
+    balance = _Balance.at(marginals, z, t)
+    y: Tensor = _Root.apply(marginals, z.detach(), t.detach(), r.detach())  # type: ignore[no-untyped-call]
     for _ in range(2):
-        step = _newton_step(marginals, y, r, side, target)
+        step = balance.newton_step(marginals, y, r)
         y = y + (step - step.detach())
     return y
 
@@ -120,18 +125,69 @@ def _broadcast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return together
 
 
-def _newton_step(marginals: AbstractMarginals, y: Tensor, r: Tensor, side: Tensor, target: Tensor) -> Tensor:
-    """Newton's step for ``log_tail(y, r, side) = target``."""
-    value = marginals.log_tail(y, r, side)
-    return side * (target - value) * torch.exp(value - marginals.log_density(y, r))
+@dataclass(frozen=True)
+class _Balance:
+    """The quantile of a state in a form that keeps its digits in tails and in gaps between modes.
+
+    The mass below y is a plateau there, so that its value says nothing about y. Let each component count by its
+    smaller tail at (z, t): A(y) is the mass below y of those that lie above z, B(y) the mass above y of those that
+    lie below it. F = A - B + const, with one constant for all times, so F_r(y) = F_t(z) is A_r(y) - B_r(y) = A - B at
+    (z, t): an equation between small numbers without large parts, solved in logarithms. With one component, or
+    outside of all modes, A or B is empty and this is the equation of the logarithms of one tail.
+    """
+
+    sides: Tensor  # (..., K): 1 for components counted by the mass below, -1 by the mass above
+    scale: Tensor  # log of the larger of A and B at (z, t), detached
+    above: Tensor  # exp(-scale) max(A - B, 0) at (z, t)
+    below: Tensor  # exp(-scale) max(B - A, 0) at (z, t)
+
+    @classmethod
+    def at(cls, marginals: AbstractMarginals, z: Tensor, t: Tensor) -> _Balance:
+        """The balance of a state."""
+        with torch.no_grad():
+            z_, t_ = z.detach(), t.detach()
+            one = torch.ones_like(marginals.component_log_densities(z_, t_))
+            tails = (marginals.component_log_tails(z_, t_, side) for side in (one, -one))
+            sides = torch.where(next(tails) < next(tails), one, -one)
+        a, b = _by_side(marginals.component_log_tails(z, t, sides), sides)
+        scale = torch.maximum(a, b).detach()
+        difference = torch.exp(a - scale) - torch.exp(b - scale)
+        zero = torch.zeros_like(difference)
+        positive = difference >= 0
+        return cls(sides, scale, torch.where(positive, difference, zero), torch.where(positive, zero, -difference))
+
+    def newton_step(self, marginals: AbstractMarginals, y: Tensor, r: Tensor) -> Tensor:
+        """Newton's step for ``log(A_r(y) + max(B - A, 0)) = log(B_r(y) + max(A - B, 0))``, all over exp(scale)."""
+        a, b = _by_side(marginals.component_log_tails(y, r, self.sides), self.sides)
+        left, right = _log_add(a - self.scale, self.below), _log_add(b - self.scale, self.above)
+        p_a, p_b = _by_side(marginals.component_log_densities(y, r), self.sides)
+        slope = torch.exp(p_a - self.scale - left) + torch.exp(p_b - self.scale - right)
+        return (right - left) / slope
+
+
+def _by_side(logs: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the sums over the components on either side; an empty sum is hardly more than 0."""
+    floor = torch.full_like(logs, _LOG_NOTHING)
+    return tuple(torch.logsumexp(torch.where(sides == side, logs, floor), -1) for side in (1, -1))  # type: ignore[return-value]
+
+
+def _log_add(x: Tensor, d: Tensor) -> Tensor:
+    """``log(e^x + d)`` for ``d`` in [0, 1], differentiable at d = 0 too (unless e^x is nothing beside it)."""
+    some = d > 0
+    log_d = torch.log(torch.where(some, d, torch.ones_like(d)))
+    greater = ~some | (x > log_d)
+    zero = torch.zeros_like(x)
+    ratio = d * torch.exp(torch.where(greater, -x.clamp(min=-_LOG_HUGE), zero))
+    other = torch.exp(torch.where(greater, zero, x - log_d))
+    return torch.where(greater, x + torch.log1p(ratio), log_d + torch.log1p(other))
 
 
 class _Root(torch.autograd.Function):
     """The root as a function without derivatives, so that its data-dependent loop runs under ``vmap``."""
 
     @staticmethod
-    def forward(marginals: AbstractMarginals, z: Tensor, t: Tensor, r: Tensor, side: Tensor, target: Tensor) -> Tensor:
-        return _solve(marginals, z, t, r, side, target)
+    def forward(marginals: AbstractMarginals, z: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        return _solve(marginals, z, t, r)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -139,7 +195,7 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        return (None,) * 6
+        return (None,) * 4
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> None:
@@ -154,12 +210,13 @@ class _Root(torch.autograd.Function):
         return root, 0
 
 
-def _solve(marginals: AbstractMarginals, z: Tensor, t: Tensor, r: Tensor, side: Tensor, target: Tensor) -> Tensor:
-    """Bracketed Newton iteration on the logarithm of a tail.
+def _solve(marginals: AbstractMarginals, z: Tensor, t: Tensor, r: Tensor) -> Tensor:
+    """Bracketed Newton iteration on the balance of the logarithms.
 
     A step gives way to bisection when it leaves the bracket or is not half as long as the one before last, so the
     bracket shrinks at least geometrically whatever the density (a gap between modes is a plateau of the tail).
     """
+    balance = _Balance.at(marginals, z, t)
     low, high = marginals.bracket(z, t, r)
     width = high - low
     guess = z - (t - r) * marginals.velocity(z, t)
@@ -168,7 +225,7 @@ def _solve(marginals: AbstractMarginals, z: Tensor, t: Tensor, r: Tensor, side: 
     last, before_last = width, width
     done = torch.zeros_like(z, dtype=torch.bool)
     for _ in range(_MAX_STEPS):
-        step = _newton_step(marginals, y, r, side, target)
+        step = balance.newton_step(marginals, y, r)
         below = step > 0
         low, high = torch.where(below & ~done, y, low), torch.where(below | done, high, y)
         proposal = y + step

@@ -102,7 +102,11 @@ class BoxMarginals(quantile.AbstractMarginals):
 
     def log_density(self, y: Tensor, t: Tensor) -> Tensor:
         """Logarithm of the density."""
-        return torch.logsumexp(self.log_weights + self.conditional(y, t).log_density, -1)
+        return torch.logsumexp(self.component_log_densities(y, t), -1)
+
+    def component_log_densities(self, y: Tensor, t: Tensor) -> Tensor:
+        """The same of each box."""
+        return self.log_weights + self.conditional(y, t).log_density
 
     def velocity(self, y: Tensor, t: Tensor) -> Tensor:
         """Marginal velocity."""
@@ -112,10 +116,14 @@ class BoxMarginals(quantile.AbstractMarginals):
 
     def log_tail(self, y: Tensor, t: Tensor, side: Tensor) -> Tensor:
         """Logarithm of the mass below (side 1) or above (side -1)."""
+        return torch.logsumexp(self.component_log_tails(y, t, side[..., None]), -1)
+
+    def component_log_tails(self, y: Tensor, t: Tensor, sides: Tensor) -> Tensor:
+        """The same of each box, with its own side."""
         low, high = self.noise_range(y, t)
-        flip = side[..., None] < 0
+        flip = (sides < 0).expand_as(low)
         low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
-        return torch.logsumexp(self.log_weights + _log_mean_ndtr(low, high), -1)
+        return self.log_weights + _log_mean_ndtr(low, high)
 
     def bracket(self, z: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds by the least and the greatest noise that lead to ``z``, carried to the outermost corners."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from meanflow_ref.errors import NetworkError, ParameterError, ShapeError
 
-# Highest angular frequency of the time features, in radians over [0, 1]. On the plane mixture of the trainer, scales of
-# 2, 4, 16 and 64 left errors E|u_theta - u|^2 of 0.05, 0.06, 0.08 and more, after equal training.
+# Highest angular frequency of the time features, in radians over [0, 1]. On a ring of eight modes in the plane, where
+# E|u|^2 = 1.6, a perceptron with scales of 4, 16 and 64 was left with E|u_theta - u|^2 = 0.066, 0.094 and 1.4.
 TIME_SCALE = 4.0
 # Ratio of the highest to the lowest angular frequency.
 TIME_BASE = 16.0

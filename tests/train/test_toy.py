@@ -161,7 +161,7 @@ def test_the_marginal_velocity_is_the_mean_of_the_conditional_one(tmp_path: Path
     toy = Toy(ToyConfig(out=tmp_path / "none", batch=16384, equal=1.0))
     x, eps, _, t = (part.double() for part in toy.draw())
     variance = toy.field.velocity_covariance((1 - t)[:, None] * x + t[:, None] * eps, t).diagonal(dim1=-2, dim2=-1)
-    # The difference of a row has a standard deviation of about 1.3 times its mean: 1 % for 16384 rows, five of them.
+    # The difference of a row has a standard deviation of about its mean: 1 % for 16384 rows, five of them.
     assert conditional - marginal == pytest.approx(float(variance.sum(-1).mean()), rel=0.05)
 
 
@@ -177,11 +177,11 @@ def test_the_ring_has_its_modes_where_they_belong() -> None:
 
 @pytest.mark.slow
 def test_the_default_run_comes_near_the_truth(tmp_path: Path) -> None:
-    """About a minute. The bound is twice what the default reaches."""
+    """About a minute. The bounds are twice what the default reaches; samples hide in the noise of perfect ones."""
     toy = Toy(ToyConfig(out=tmp_path / "toy"))
     summary = toy.run(Console(quiet=True))
-    assert summary.u_error < 0.09
-    assert summary.one_step_error < 0.1
+    assert summary.u_error < 0.04
+    assert summary.one_step_error < 0.035
     assert summary.energy < summary.energy_floor
 
 
