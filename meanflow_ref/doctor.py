@@ -9,9 +9,10 @@ from meanflow_ref import __version__
 
 # Package -> the extra that brings it, "" for those that a plain install has.
 _PACKAGES = {
-    "torch": "", "numpy": "", "scipy": "", "sympy": "", "torchdiffeq": "", "matplotlib": "", "rich": "", "jaxtyping": "",
-    "python-flint": "truth", "tyro": "train", "pytest-benchmark": "bench", "jax": "jax", "hypothesis": "dev", "mypy": "dev",
-}  # fmt: skip
+    **dict.fromkeys(("torch", "numpy", "scipy", "sympy", "torchdiffeq", "matplotlib", "rich", "jaxtyping"), ""),
+    **{"python-flint": "truth", "tyro": "train", "pytest-benchmark": "bench", "jax": "jax"},
+    **{"hypothesis": "dev", "mypy": "dev"},
+}
 
 BIBTEX = f"""\
 @software{{meanflow_ref,

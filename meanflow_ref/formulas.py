@@ -150,7 +150,7 @@ def gaussian_average_gain(
 
 
 def gaussian_variance_dd(s: Any, alpha_r: Any, alpha_t: Any, dd_alpha: Any, dd_sigma_squared: Any) -> Any:
-    """Divided difference of :func:`gaussian_variance` over (r, t), ``s DD(alpha^2) + DD(sigma^2)``. Source: ref:gaussian."""
+    """Divided difference ``s DD(alpha^2) + DD(sigma^2)`` of :func:`gaussian_variance`. Source: ref:gaussian."""
     return s * dd_alpha * (alpha_t + alpha_r) + dd_sigma_squared
 
 

@@ -77,8 +77,9 @@ class BoxMarginals(quantile.AbstractMarginals):
         middle_noise = 0.5 * (low + high)
         mode = torch.where(inside, middle_noise / torch.where(inside, delta, torch.ones_like(delta)), edge)
         noise_mode = torch.where(inside, torch.zeros_like(low), torch.where(edge > 0, low, high))
-        with torch.no_grad():  # where the density has fallen by exp(-45) or more, whether edge or curvature governs
-            reach = 1 / (delta * (noise_mode.abs() / 60 + 1 / 11))
+        # Where the density has fallen by exp(-45) or more, whether edge or curvature governs. Detached, since no_grad
+        # does not stop forward mode and the reach is infinite at alpha = 0.
+        reach = 1 / (delta.detach() * (noise_mode.detach().abs() / 60 + 1 / 11))
         first, last = torch.maximum(-1 - mode, -reach), torch.minimum(1 - mode, reach)
         theta, weight = leading_gauss_legendre(_NODES, low)
         offset = first + (last - first) * theta  # s - mode
@@ -147,8 +148,7 @@ def _log_mean_ndtr(low: Tensor, high: Tensor) -> Tensor:
     divisor = torch.where(width > _LEAST_SIGMA, width, torch.full_like(width, _LEAST_SIGMA))
     ones = ((high - 9) / divisor).clamp(0, 1)
     start = high.clamp(max=9)
-    with torch.no_grad():
-        reach = 1 / (1 / 20 + (-start).clamp(min=0) / 50)
+    reach = 1 / (1 / 20 + (-start.detach()).clamp(min=0) / 50)
     share = torch.minimum(1 - ones, reach / divisor)
     theta, weight = leading_gauss_legendre(_NODES, low)
     top = log_ndtr(start)
