@@ -397,9 +397,7 @@ def checks() -> list[Check]:
             Check(TRUTH, f"{family}: closed u against the ODE", partial(against_ode, family), 2e-13, note="over 1 + J")
         )
     rows += [
-        Check(
-            TRUTH, "gaps between modes: closed u against the ODE", between_modes, 2e-13, note="over 1 + J + |u|"
-        ),
+        Check(TRUTH, "gaps between modes: closed u against the ODE", between_modes, 2e-13, note="over 1 + J + |u|"),
         Check(
             TRUTH,
             "guided, linear-Gaussian: one quadrature against the ODE",
