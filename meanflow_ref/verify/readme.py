@@ -21,9 +21,8 @@ def oracle_table(results: Sequence[Result]) -> str:
     for result in results:
         if result.group in TABULATED:
             sense = {"<=": "≤", ">=": "≥"}[result.sense]
-            lines.append(
-                f"| {result.group} | {result.name} | {number(result.observed)} | {sense} {number(result.bound)} |"
-            )
+            name = result.name.replace("|", r"\|")  # a bare bar would end the cell
+            lines.append(f"| {result.group} | {name} | {number(result.observed)} | {sense} {number(result.bound)} |")
     lines.append("")
     for group in dict.fromkeys(result.group for result in results if result.group not in TABULATED):
         rows = [result for result in results if result.group == group]
