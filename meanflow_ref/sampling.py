@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from meanflow_ref import formulas
-from meanflow_ref._validate import require_state
+from meanflow_ref._validate import require_finite, require_state
 from meanflow_ref.convention import Convention, adapted
 from meanflow_ref.errors import ParameterError, ShapeError, TimeError
 
@@ -89,6 +89,8 @@ def _states(
     time_dtype: torch.dtype | None,
 ) -> Iterator[Tensor]:
     require_state(z, "noise")
+    if not torch.compiler.is_compiling():
+        require_finite(z, "noise")
     u_of = adapted(net, convention, label)
     wide = torch.promote_types(z.dtype, torch.float32)
     for t, r in pairwise(grid):

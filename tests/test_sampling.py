@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meanflow_ref.convention import TIMES, Convention
-from meanflow_ref.errors import NetworkError, ParameterError, ShapeError, TimeError
+from meanflow_ref.errors import NetworkError, NonFiniteError, ParameterError, ShapeError, TimeError
 from meanflow_ref.fields import Gaussian, GaussianMixture
 from meanflow_ref.sampling import sample, trajectory
 
@@ -151,3 +151,8 @@ def test_grids_that_make_no_sense(options: dict[str, Any], kind: type[Exception]
 def test_an_output_of_another_shape() -> None:
     with pytest.raises(NetworkError, match=r"returned shape \(2, 1\)"):
         sample(lambda z, r, t: z[:, :1], torch.ones(2, 2))
+
+
+def test_noise_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(NonFiniteError, match="noise"):
+        sample(lambda z, r, t: z, torch.full((2, 3), float("nan")))

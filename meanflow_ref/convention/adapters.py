@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from meanflow_ref._validate import require_output
@@ -170,4 +172,25 @@ def adapted(net: Callable[..., Any], convention: Convention | None, label: Tenso
     """A network in the paper's convention; called as ``net(z, r, t)`` or ``net(z, r, t, label)`` if none is given."""
     if convention is None:
         convention = PAPER if label is None else PAPER_WITH_LABEL
+    if not torch.compiler.is_compiling():
+        _require_call_fits(net, convention)
     return convention.adapt(net)
+
+
+def _require_call_fits(net: Callable[..., Any], convention: Convention) -> None:
+    """Raise if ``net`` cannot be called as the convention says; what has no signature is left to the call itself."""
+    if not callable(net):
+        raise NetworkError(f"the network is {type(net).__name__}.", f"a callable net({convention.arguments})", "")
+    try:
+        signature = inspect.signature(net.forward if isinstance(net, torch.nn.Module) else net)
+    except (TypeError, ValueError):
+        return
+    args, kwargs = convention.call.build(dict.fromkeys(("z", "r", "t", "h", "-h", "y")))
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise NetworkError(
+            f"the network's signature is {signature}: {error}.",
+            f"a network that can be called as net({convention.arguments})",
+            'say how yours is called, e.g. convention=Convention("z, (t, h)")',
+        ) from None

@@ -110,6 +110,8 @@ def meanflow_loss(
 
     """
     check_inputs({"x": x, "eps": eps}, r, t, label)
+    if not isinstance(path, AbstractPath):
+        raise ParameterError(f"path={path!r}.", "a path of meanflow_ref.paths", "path=meanflow_ref.LinearPath()")
     x_, eps_, t_ = _wide(x), _wide(eps), _column(_wide(t), x)
     z = formulas.interpolant(x_, eps_, path.alpha(t_), path.sigma(t_)).to(x.dtype)
     v = formulas.conditional_velocity(x_, eps_, path.alpha_dot(t_), path.sigma_dot(t_))

@@ -24,7 +24,7 @@ class ToyConfig:
     """Folder for the log, the figures and the summary."""
     overwrite: bool = False
     """Replace a run that is already there."""
-    steps: int = 2000
+    steps: int = 2500
     """Training steps."""
     batch: int = 512
     """Samples of a step."""

@@ -19,7 +19,7 @@ from meanflow_ref.objectives.meanflow import MeanFlowTerms, meanflow_loss, meanf
 from meanflow_ref.objectives.times import AbstractTimePair, LogitNormalPair, UniformPair
 from meanflow_ref.sampling import sample
 from meanflow_ref.verify.check import Check
-from meanflow_ref.verify.problems import amplification, cases, gaussian, mixture, product, spiral, tensor
+from meanflow_ref.verify.problems import PATHS, amplification, cases, gaussian, mixture, product, spiral, tensor
 
 GROUP = "Reference loss"
 # Backends that differentiate exactly, up to rounding.
@@ -208,6 +208,33 @@ def time_law(law: AbstractTimePair, n: int = 100_000) -> float:
     return float(worst * n**0.5)
 
 
+def loss_by_hand(path: str, power: float = 0.75, eps: float = 1e-3) -> float:
+    """Loss against numpy's own arithmetic for z, v, target, weight and mean; only u and du/dt are the network's.
+
+    Pins what the rows above cannot see: that the state and its velocity are those of the path, that the weight is
+    ``(S + c)^-p`` of the summed square, and that the batch is averaged. Source: fm:path, mf:11, mf:22.
+    """
+    net, (x, noise, r, t) = network(), batch()
+    a, b, a_dot, b_dot = {
+        "linear": (1 - t, t, -torch.ones_like(t), torch.ones_like(t)),
+        "trigonometric": (
+            torch.cos(torch.pi / 2 * t),
+            torch.sin(torch.pi / 2 * t),
+            -torch.pi / 2 * torch.sin(torch.pi / 2 * t),
+            torch.pi / 2 * torch.cos(torch.pi / 2 * t),
+        ),
+    }[path]
+    with torch.no_grad():
+        z, v = column(a) * x + column(b) * noise, column(a_dot) * x + column(b_dot) * noise
+        # Central difference of the network along (v, 0, 1), extrapolated once: about 1e-11 here.
+        slopes = [(net(z + h * v, r, t + h) - net(z - h * v, r, t - h)) / (2 * h) for h in (1e-3, 5e-4)]
+        du_dt = (4 * slopes[1] - slopes[0]) / 3
+        squares = ((net(z, r, t) - v + column(t - r) * du_dt).numpy() ** 2).sum(1)
+    expected = float((squares * (squares + eps) ** -power).mean())
+    loss = meanflow_loss(net, x, noise, r, t, path=PATHS[path], weight_power=power, weight_eps=eps).loss
+    return abs(float(loss.detach()) - expected) / expected
+
+
 def low_precision(dtype: torch.dtype) -> float:
     """Target in a low precision against float64, relative to its size."""
     x, eps, r, t = batch(n=256)
@@ -252,6 +279,16 @@ def checks() -> list[Check]:
         Check(GROUP, "gradient, two passes against one", two_passes, 1e-12),
         Check(GROUP, "gradient is the VJP of u alone (nothing leaks)", cotangent_gradient, 1e-12),
         Check(GROUP, "gradient of improved MeanFlow, conditional tangent", improved_gradient, 1e-12),
+        *(
+            Check(
+                GROUP,
+                f"value by hand in numpy, {path} path",
+                partial(loss_by_hand, path),
+                1e-9,
+                note="du/dt by extrapolated central differences",
+            )
+            for path in ("linear", "trigonometric")
+        ),
         Check(GROUP, "r = t rows are flow matching", flow_matching_at_equal_times, 1e-14),
         Check(GROUP, "(z, t, h) network: same gradient", duration_network, 1e-12),
         Check(GROUP, "guided target at its fixed point (omega, kappa)", guided_fixed_point, 1e-13),

@@ -13,6 +13,7 @@ from meanflow_ref.convention import Convention
 from meanflow_ref.errors import (
     DtypeError,
     ForwardADError,
+    MeanFlowError,
     NetworkError,
     NonFiniteError,
     ParameterError,
@@ -177,3 +178,17 @@ def test_an_operation_without_forward_mode_names_its_module(batch: Any) -> None:
 
     with pytest.raises(ForwardADError, match=r"module `blocks\.1` \(Attention\) uses .*flash_attention"):
         meanflow_loss(Network().double(), *batch.args, convention=Convention("z, h"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"net": lambda z, t: z}, "can be called as net"),
+        ({"net": 3}, "the network is int"),
+        ({"path": "linear"}, "a path of meanflow_ref.paths"),
+    ],
+)
+def test_a_call_that_cannot_work_is_one_clear_error(change: dict[str, object], says: str, batch: Any) -> None:
+    arguments: dict[str, object] = {"net": lambda z, r, t: z, **change}
+    with pytest.raises(MeanFlowError, match=says):
+        meanflow_loss(arguments.pop("net"), *batch.args, **arguments)  # type: ignore[arg-type]
