@@ -77,6 +77,13 @@ def test_exit_code_0_when_all_checks_hold(
     assert "2 checks run, 2 hold, 0 failed" in capsys.readouterr().out
 
 
+def test_a_name_in_brackets_is_printed_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, tmp_path, [Check("Truth", "E[v | z] is v", partial(observe, 0.0), 1.0)]) == 0
+    assert "│ E[v | z] is v │" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("check", [BAD, UNSEEN, RAISES, NOT_A_NUMBER], ids=lambda check: check.name)
 def test_exit_code_1_when_one_check_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: Check, capsys: pytest.CaptureFixture[str]

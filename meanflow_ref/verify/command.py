@@ -21,6 +21,7 @@ from meanflow_ref.verify.runner import default_jobs, run_all
 
 try:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 except ImportError as error:
@@ -73,7 +74,9 @@ def results_table(results: Sequence[Result], title: str) -> Table:
     for result in results:
         style = "" if result.ok else "bold red"
         bound = f"{result.sense} {number(result.bound)}"
-        table.add_row(result.name, number(result.observed), bound, margin(result), f"{result.seconds:.1f}", style=style)
+        # A name such as "E[target | z]" is no markup.
+        name = escape(result.name)
+        table.add_row(name, number(result.observed), bound, margin(result), f"{result.seconds:.1f}", style=style)
     return table
 
 

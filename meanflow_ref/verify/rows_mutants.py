@@ -141,7 +141,7 @@ def loss_value_is_blind() -> float:
     net = network(dim=256)
     x, eps, r, t = batch(dim=256)
     z = (1 - t[:, None]) * x + t[:, None] * eps
-    right, wrong = (float(meanflow_loss_at(net, z, sign * (eps - x), r, t).loss) for sign in (1.0, -1.0))
+    right, wrong = (float(meanflow_loss_at(net, z, sign * (eps - x), r, t).loss.detach()) for sign in (1.0, -1.0))
     return abs(right - wrong) / right
 
 
