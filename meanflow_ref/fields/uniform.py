@@ -101,6 +101,12 @@ class BoxMarginals(quantile.AbstractMarginals):
         sigma_dot = torch.where(torch.isinf(sigma_dot), torch.zeros_like(sigma_dot), sigma_dot)
         return self.path.alpha_dot(t)[..., None] * conditional.data + sigma_dot[..., None] * conditional.noise
 
+    def nearest_data(self, y: Tensor) -> Tensor:
+        """``y``, or the nearest edge if it lies outside the boxes: by rounding alone, where it was carried to t = 0."""
+        nearest = torch.minimum(torch.maximum(y[..., None], self.lower), self.upper)
+        chosen = (nearest - y[..., None]).abs().argmin(-1, keepdim=True)
+        return nearest.gather(-1, chosen)[..., 0]
+
     def log_density(self, y: Tensor, t: Tensor) -> Tensor:
         """Logarithm of the density."""
         return torch.logsumexp(self.component_log_densities(y, t), -1)
@@ -261,6 +267,7 @@ class UniformBoxes(AbstractDataField):
     def _jacobian(self, z: State, r: Times, t: Times) -> Matrices:
         phi = self._flow_map(z, t, r)
         r, t = column(r).expand_as(z), column(t).expand_as(z)
+        phi = torch.where(self.path.sigma_squared(r) == 0, self._marginals.nearest_data(phi), phi)
         return torch.diag_embed(torch.exp(quantile.log_jacobian(self._marginals, z, phi, r, t)))
 
     @in_float64

@@ -36,7 +36,10 @@ def double_backward_jvp(
     of_moving, at, along = moving_part(fn, primals, tangents)
     grad_wanted = torch.is_grad_enabled()
     with torch.enable_grad(), blame_double_backward():
-        inputs = tuple(primal if primal.requires_grad else primal.detach().requires_grad_() for primal in at)
+        # A primal may depend on another (z on t, by the path) or be the same tensor; a view has partial derivatives.
+        inputs = tuple(
+            primal.view_as(primal) if primal.requires_grad else primal.detach().requires_grad_() for primal in at
+        )
         u = of_moving(*inputs)
         du_dt = _jacobian_product(u, inputs, along)
     return u if grad_wanted else u.detach(), du_dt

@@ -182,3 +182,15 @@ def test_parameters_are_checked() -> None:
         UniformBoxes(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64), one)
     with pytest.raises(ParameterError, match="cells"):
         UniformBoxes.checkerboard(cells=1)
+
+
+def test_the_jacobian_of_a_state_far_outside_is_small_and_not_infinite() -> None:
+    # It is carried to an edge of the data, and rounding may carry it beyond, where the data have no density.
+    field = UniformBoxes(
+        torch.tensor([[-1.0], [2.0]], dtype=torch.float64),
+        torch.tensor([[1.0], [2.5]], dtype=torch.float64),
+        [0.4, 0.6],
+    )
+    z = torch.tensor([[-60.0], [-8.0], [8.0], [60.0]], dtype=torch.float64)
+    for t in (0.5, 1.0):
+        assert bool((field.jacobian(z, 0.0, t).abs() < 1e-10).all())

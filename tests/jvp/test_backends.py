@@ -152,6 +152,19 @@ def test_a_graph_to_the_inputs_is_kept(name: str, net: HandMade, primals: tuple[
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_primals_that_depend_on_one_another_are_still_differentiated_apart(
+    name: str, net: HandMade, primals: tuple[Tensor, Tensor, Tensor], tangents: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    (z, _, t), (dz, _, dt) = primals, tangents
+    _, expected = get_backend(name)(net, (z, t.clone(), t), (dz, None, dt))
+    learned = t.clone().requires_grad_()
+    # z is a function of t as on a path, and r is the very tensor t: neither moves with t in a partial derivative.
+    for state in (z, z + (learned - learned.detach())[:, None]):
+        _, du_dt = get_backend(name)(net, (state, learned, learned), (dz, None, dt))
+        torch.testing.assert_close(du_dt, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_an_output_that_does_not_move_has_derivative_zero(name: str) -> None:
     bias = torch.zeros(3, 1, requires_grad=True)
     x = torch.ones(3, 1)
