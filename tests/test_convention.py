@@ -213,6 +213,8 @@ def test_an_adapted_module_trains_and_its_loss_is_that_of_the_same_network_writt
         ({"arguments": "z, t"}, r"needs both r and t, or h"),
         ({"arguments": "z, t, t, r"}, r"`t` stands twice"),
         ({"arguments": "z, t, h, -h"}, r"`h` stands twice"),
+        ({"arguments": "z, end=t, end=r"}, "a keyword stands twice"),
+        ({"arguments": "z)(z, r, t"}, "it is not a list of arguments"),
         ({"arguments": "z, -t, r"}, r"`-t` is none of"),
         ({"arguments": "z, *t"}, r"`\*t` is none of"),
         ({"arguments": "z, **t"}, r"not a list of arguments"),

@@ -172,6 +172,8 @@ def adapted(net: Callable[..., Any], convention: Convention | None, label: Tenso
     """A network in the paper's convention; called as ``net(z, r, t)`` or ``net(z, r, t, label)`` if none is given."""
     if convention is None:
         convention = PAPER if label is None else PAPER_WITH_LABEL
+    if not isinstance(convention, Convention):
+        raise ParameterError(f"convention={convention!r}.", "a Convention", f"Convention({convention!r})")
     if not torch.compiler.is_compiling():
         _require_call_fits(net, convention)
     return convention.adapt(net)

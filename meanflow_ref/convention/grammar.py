@@ -90,12 +90,16 @@ def parse_call(text: str) -> CallSpec:
 
     """
     node = _parse(f"call({text})", "arguments", text, COMMON_CALLS)
-    if not isinstance(node, ast.Call) or any(keyword.arg is None for keyword in node.keywords):
+    one_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)  # "z)(z, r, t" reads as two
+    if not isinstance(node, ast.Call) or not one_call or any(keyword.arg is None for keyword in node.keywords):
         raise unreadable("arguments", text, "it is not a list of arguments", COMMON_CALLS)
     spec = CallSpec(
         tuple(_token(argument, text) for argument in node.args),
         tuple((str(keyword.arg), _token(keyword.value, text)) for keyword in node.keywords),
     )
+    keywords = [name for name, _ in spec.keyword]
+    if len(set(keywords)) < len(keywords):
+        raise unreadable("arguments", text, "a keyword stands twice", COMMON_CALLS)
     letters = [letter.lstrip("-") for letter in spec.letters]
     repeated = next((letter for letter in letters if letters.count(letter) > 1), None)
     if repeated:

@@ -14,7 +14,8 @@ _HALF = (torch.float16, torch.bfloat16)
 def check_inputs(states: dict[str, Tensor], r: Tensor, t: Tensor, label: Tensor | None) -> None:
     """Raise unless the states agree with one another and with the times, one time and label a row.
 
-    Values (NaN, range and order of the times) are not looked at under ``torch.compile``, which cannot branch on them.
+    Values (NaN, range and order of the times) are not looked at under ``torch.compile`` or
+    ``torch.func.vmap``, which cannot branch on them.
 
     Args:
         states: Name to ``(B, *event)``; the first fixes shape, dtype and device.
@@ -39,6 +40,10 @@ def check_inputs(states: dict[str, Tensor], r: Tensor, t: Tensor, label: Tensor 
     if r.dtype != t.dtype:
         raise DtypeError(f"time `r` is {r.dtype}, time `t` is {t.dtype}.", "one dtype", "r.to(t)")
     if label is not None:
+        if not isinstance(label, torch.Tensor):
+            raise DtypeError(
+                f"`label` is {type(label).__name__}.", "a torch.Tensor, one label a row", "torch.as_tensor(label)"
+            )
         _require_rows(label, anchor, "`label`", first, "label")
     if not torch.compiler.is_compiling():
         _check_values(states, r, t)
@@ -70,8 +75,13 @@ def _check_values(states: dict[str, Tensor], r: Tensor, t: Tensor) -> None:
     sound = ((r >= 0) & (r <= t) & (t <= 1)).all()
     for state in states.values():
         sound = sound & torch.isfinite(state).all()
-    if bool(sound):
-        return
+    try:
+        if bool(sound):
+            return
+    except RuntimeError as error:
+        if "vmap" in str(error):  # of a batched tensor no value can be asked
+            return
+        raise
     require_times(r, t)
     for name, state in states.items():
         require_finite(state, name)

@@ -181,6 +181,8 @@ def meanflow_loss_at(
 
     # The velocity of target and tangent. Source: mf:19, mf:21.
     if guidance is not None:
+        if not isinstance(guidance, Guidance):
+            raise ParameterError(f"guidance={guidance!r}.", "a meanflow_ref.Guidance", "Guidance(2.0, null_label=10)")
         if label is None:
             raise ParameterError("`guidance` without `label`.", "one label a row", "label=...")
         require_labels(label)

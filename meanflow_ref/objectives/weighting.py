@@ -48,9 +48,9 @@ def adaptive_weight(squared_error: Tensor, power: float = 1.0, eps: float = 1e-3
         ParameterError: If the power or eps is out of range.
 
     """
-    if not 0 <= power < math.inf:
+    if not isinstance(power, int | float) or not 0 <= power < math.inf:
         raise ParameterError(f"weight_power={power!r}.", "a finite number, at least 0", "")
-    if not 0 <= eps < math.inf or (eps == 0 and power > 0):
+    if not isinstance(eps, int | float) or not 0 <= eps < math.inf or (eps == 0 and power > 0):
         raise ParameterError(f"weight_eps={eps!r} with weight_power={power!r}.", "a positive finite number", "1e-3")
     weight: Tensor = formulas.adaptive_weight(squared_error.detach(), power, eps)
     return weight

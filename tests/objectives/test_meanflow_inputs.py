@@ -186,9 +186,33 @@ def test_an_operation_without_forward_mode_names_its_module(batch: Any) -> None:
         ({"net": lambda z, t: z}, "can be called as net"),
         ({"net": 3}, "the network is int"),
         ({"path": "linear"}, "a path of meanflow_ref.paths"),
+        ({"convention": "z, r, t"}, "a Convention"),
+        ({"guidance": 2.0}, "a meanflow_ref.Guidance"),
+        ({"weight_power": None}, "weight_power=None"),
+        ({"weight_eps": "1e-3"}, "weight_eps='1e-3'"),
+        ({"label": [0] * 8}, "`label` is list"),
     ],
 )
 def test_a_call_that_cannot_work_is_one_clear_error(change: dict[str, object], says: str, batch: Any) -> None:
     arguments: dict[str, object] = {"net": lambda z, r, t: z, **change}
     with pytest.raises(MeanFlowError, match=says):
         meanflow_loss(arguments.pop("net"), *batch.args, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("jvp", ["func", "finite_difference"])
+def test_gradients_of_single_samples_by_vmap_are_those_of_the_batch(jvp: str, batch: Any, net: nn.Module) -> None:
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], *row: Tensor) -> Tensor:
+        def u(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = torch.func.functional_call(net, parameters, (z, r, t))
+            return out
+
+        return meanflow_loss(u, *(x[None] for x in row), jvp=jvp).loss
+
+    single = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0))(parameters, *batch.args)
+    meanflow_loss(net, *batch.args).loss.backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None
+        # 1e-8 for the finite difference; the others agree to rounding.
+        torch.testing.assert_close(single[name].mean(0), p.grad, rtol=0, atol=1e-8 if "finite" in jvp else 1e-13)
