@@ -298,3 +298,10 @@ def test_truth_does_not_know_the_caller_of_its_velocity() -> None:
     truth = average_velocity(velocity, torch.ones(3, 2, dtype=torch.float64), 0.1, 0.9, derivatives=True)
     assert not truth.value.requires_grad
     assert all(p.grad is None for p in layer.parameters())
+
+
+def test_a_closed_form_without_a_value_is_an_error_and_not_infinity() -> None:
+    points = mf.PointMasses(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), torch.tensor([0.5, 0.5]).double())
+    z = torch.tensor([[0.3], [0.4]], dtype=torch.float64)
+    with pytest.raises(TruthError, match=r"(?s)not finite in row 1, at r = 0, t = 0.*take t > 0"):
+        average_velocity(points, z, 0.0, torch.tensor([0.5, 0.0], dtype=torch.float64))
