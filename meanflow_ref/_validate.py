@@ -27,7 +27,7 @@ def require_same_kind(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
         raise DtypeError(
             f"`{name_a}` is {a.dtype} on {a.device}, `{name_b}` is {b.dtype} on {b.device}.",
             "one dtype and one device",
-            f"{name_b}.to({name_a})",
+            f"{name_b}.to({str(a.device)!r}, {a.dtype})",
         )
 
 

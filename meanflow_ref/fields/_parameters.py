@@ -18,7 +18,12 @@ WEIGHT_TOLERANCE = 1e-6
 
 def as_parameter(value: Any, name: str) -> Tensor:
     """``value`` as a finite floating-point tensor; Python numbers and lists become float64."""
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=_dtype_of(value))
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=_dtype_of(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DtypeError(
+            f"parameter `{name}` is {type(value).__name__}: {error}.", "a tensor, or numbers that make one", ""
+        ) from None
     if not tensor.is_floating_point():
         raise DtypeError(
             f"parameter `{name}` has dtype {tensor.dtype}.", "a floating-point dtype", f"{name}.to(torch.float64)"
@@ -34,8 +39,10 @@ def _dtype_of(value: Any) -> torch.dtype | None:
     return None if hasattr(value, "dtype") else torch.float64
 
 
-def set_parameters(field: object, **values: Any) -> None:
-    """Store parameters on a frozen dataclass, and require that they share dtype and device."""
+def set_parameters(field: Any, **values: Any) -> None:
+    """Store parameters on a frozen dataclass, and require that they share dtype and device; check its path."""
+    if not isinstance(getattr(type(field), "path", None), property):  # otherwise it is that of the fields inside
+        require_path(field.path)
     first: tuple[str, Tensor] | None = None
     for name, value in values.items():
         tensor = as_parameter(value, name)
@@ -77,6 +84,21 @@ def require_positive(tensor: Tensor, name: str) -> None:
     """Raise unless every entry is positive."""
     if bool((tensor <= 0).any()):
         raise ParameterError(f"`{name}` has the entry {float(tensor.min()):g}.", f"{name} > 0", "")
+
+
+def require_path(path: object) -> None:
+    """Raise unless ``path`` is a path."""
+    if not isinstance(path, AbstractPath):
+        raise ParameterError(f"path={path!r}.", "a path of meanflow_ref.paths", "path=meanflow_ref.LinearPath()")
+
+
+def require_fields(items: Sequence[object], kind: type, name: str) -> None:
+    """Raise unless every item is a field of ``kind``, and there is one at least."""
+    if not items:
+        raise ParameterError(f"`{name}` is empty.", "at least one field", "")
+    for i, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise ParameterError(f"`{name}[{i}]` is {type(item).__name__}.", f"fields ({kind.__name__})", "")
 
 
 def require_one_path(paths: Sequence[AbstractPath], owner: str) -> None:

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from meanflow_ref._typing import Matrices, PerState, State, Times
 from meanflow_ref._validate import require_same_kind
 from meanflow_ref.errors import ParameterError
-from meanflow_ref.fields._parameters import require_one_path, require_shape, set_derived, set_parameters
+from meanflow_ref.fields._parameters import require_fields, require_one_path, require_shape, set_derived, set_parameters
 from meanflow_ref.fields._precision import in_float64
 from meanflow_ref.fields.base import AbstractDataField, column
 from meanflow_ref.paths import AbstractPath
@@ -38,8 +38,7 @@ class Product(AbstractDataField):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "factors", tuple(self.factors))
-        if not self.factors:
-            raise ParameterError("`factors` is empty.", "at least one field", "")
+        require_fields(self.factors, AbstractDataField, "factors")
         require_one_path([factor.path for factor in self.factors], "Product")
         for factor in self.factors[1:]:
             require_same_kind(self.anchor, factor.anchor, "factors[0]", type(factor).__name__)

@@ -20,6 +20,7 @@ from meanflow_ref.errors import ParameterError
 from meanflow_ref.fields._parameters import (
     draw_labels,
     log_weights,
+    require_fields,
     require_one_path,
     require_shape,
     require_weights,
@@ -51,8 +52,7 @@ class ClassConditional(AbstractDataField):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
-        if not self.classes:
-            raise ParameterError("`classes` is empty.", "at least one field", "")
+        require_fields(self.classes, AbstractDataField, "classes")
         set_parameters(self, priors=self.priors)
         require_shape(self.priors, [(len(self.classes),)], "priors")
         require_weights(self.priors, "priors")
@@ -161,6 +161,10 @@ class Guided(AbstractField):
 
     def __post_init__(self) -> None:
         require_guidance(self.omega, self.kappa)
+        if not isinstance(self.classes, ClassConditional):
+            raise ParameterError(
+                f"`classes` is {type(self.classes).__name__}.", "a ClassConditional", "ClassConditional(fields, priors)"
+            )
         self.classes.conditional(self.label)
 
     @property

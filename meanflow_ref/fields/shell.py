@@ -15,7 +15,7 @@ from torch import Tensor
 from meanflow_ref._typing import Matrices, PerState, State, Times
 from meanflow_ref.errors import ParameterError
 from meanflow_ref.fields import quantile
-from meanflow_ref.fields._parameters import as_parameter, require_positive, require_shape, set_derived
+from meanflow_ref.fields._parameters import as_parameter, require_path, require_positive, require_shape, set_derived
 from meanflow_ref.fields._precision import in_float64
 from meanflow_ref.fields._special import log_sphere_mean, sphere_mean_ratio
 from meanflow_ref.fields.base import AbstractDataField, column
@@ -122,8 +122,9 @@ class Shell(AbstractDataField):
         radius = as_parameter(self.radius, "radius")
         require_shape(radius, [()], "radius")
         require_positive(radius, "radius")
-        if not 1 <= self.dimension <= MAX_DIMENSION:
-            raise ParameterError(f"`dimension` is {self.dimension}.", f"1 to {MAX_DIMENSION}", "")
+        require_path(self.path)
+        if not isinstance(self.dimension, int) or not 1 <= self.dimension <= MAX_DIMENSION:
+            raise ParameterError(f"`dimension` is {self.dimension}.", f"a whole number, 1 to {MAX_DIMENSION}", "")
         object.__setattr__(self, "radius", radius)
         set_derived(self, _anchor=radius, _marginals=RadialMarginals(float(radius), self.dimension, self.path))
 

@@ -67,7 +67,7 @@ def average_velocity(
     """
     if method not in METHODS:
         raise ParameterError(f"method={method!r}.", f"one of {', '.join(METHODS)}", "leave it out for the best route")
-    if not 0 < tol < 1:
+    if not isinstance(tol, float | int) or not 0 < tol < 1:
         raise ParameterError(f"tol={tol!r}.", "a number between 0 and 1", "leave it out for 1e-12")
     z, r, t = _checked(field, z, r, t)
     truth = _route(field, *_flat(z, r, t), method, tol, derivatives)
@@ -113,7 +113,7 @@ def _checked(field: AbstractField | VelocityField, z: object, r: object, t: obje
         )
     r, t = as_times(r, state, "r"), as_times(t, state, "t")
     if isinstance(field, AbstractField):
-        field.velocity(state[:0], t[:0])  # the field's own checks of dimension, dtype and device
+        field._state(state)  # the field's own checks of dimension, dtype and device
     elif not callable(field):
         raise DtypeError(
             f"`field` is a {type(field).__name__}.", "a field, or a function v(z, t)", "meanflow_ref.Gaussian(...)"
