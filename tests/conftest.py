@@ -15,8 +15,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tiny tensors on two cores: threads only make the suite slower and its reductions less repeatable."""
+def _repeatable() -> None:
+    """One seed and one thread: no test's numbers depend on which tests ran before it.
+
+    Tiny tensors on two cores: threads only make the suite slower and its reductions less repeatable.
+    """
+    torch.manual_seed(20250513)
     torch.set_num_threads(1)
 
 
