@@ -14,7 +14,7 @@ from meanflow_ref.fields import Uniform
 
 ONE = torch.ones(1, dtype=torch.float64)
 LINE = mf.GaussianMixture(ONE, ONE, ONE)
-CLASSES = mf.ClassConditional((LINE, LINE), [0.5, 0.5])
+CLASSES = mf.ClassConditional((LINE, LINE), torch.tensor([0.5, 0.5], dtype=torch.float64))
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "mixture on a name": (lambda: mf.GaussianMixture(ONE, ONE, ONE, path="linear"), "path='linear'"),  # type: ignore[arg-type]

@@ -189,7 +189,7 @@ def test_the_jacobian_of_a_state_far_outside_is_small_and_not_infinite() -> None
     field = UniformBoxes(
         torch.tensor([[-1.0], [2.0]], dtype=torch.float64),
         torch.tensor([[1.0], [2.5]], dtype=torch.float64),
-        [0.4, 0.6],
+        torch.tensor([0.4, 0.6], dtype=torch.float64),
     )
     z = torch.tensor([[-60.0], [-8.0], [8.0], [60.0]], dtype=torch.float64)
     for t in (0.5, 1.0):

@@ -211,7 +211,7 @@ def test_gradients_of_single_samples_by_vmap_are_those_of_the_batch(jvp: str, ba
         return meanflow_loss(u, *(x[None] for x in row), jvp=jvp).loss
 
     single = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0))(parameters, *batch.args)
-    meanflow_loss(net, *batch.args).loss.backward()
+    torch.autograd.backward(meanflow_loss(net, *batch.args).loss)
     for name, p in net.named_parameters():
         assert p.grad is not None
         # 1e-8 for the finite difference; the others agree to rounding.
