@@ -359,3 +359,11 @@ def test_the_random_stream_goes_on_as_after_one_pass(batch: Any, small_net: Call
         seeded(net, batch, two_pass=two_pass)
         ends.append(torch.get_rng_state())
     assert torch.equal(ends[0], ends[1])
+
+
+def test_inputs_that_require_grad_leave_all_but_u_and_the_errors_detached(
+    small_net: Callable[..., nn.Module], batch: Any
+) -> None:
+    x, eps, r, t = (tensor.clone().requires_grad_() for tensor in batch.args)
+    terms = meanflow_loss(small_net(), x, eps, r, t)
+    assert not any(part.requires_grad for part in (terms.weight, terms.target, terms.du_dt, terms.v))
