@@ -305,3 +305,13 @@ def test_a_closed_form_without_a_value_is_an_error_and_not_infinity() -> None:
     z = torch.tensor([[0.3], [0.4]], dtype=torch.float64)
     with pytest.raises(TruthError, match=r"(?s)not finite in row 1, at r = 0, t = 0.*take t > 0"):
         average_velocity(points, z, 0.0, torch.tensor([0.5, 0.0], dtype=torch.float64))
+
+
+def test_the_error_of_a_loose_quadrature_is_admitted() -> None:
+    field = sharp_mixture(PATHS["linear"])
+    c = draw(field)
+    closed = average_velocity(field, *c.all, method="closed")
+    loose = average_velocity(field, *c.all, method="quadrature", tol=1e-3)
+    wrong = (loose.value - closed.value).abs().amax(-1)
+    assert bool((wrong > 10 * closed.error).any()), "the tolerance is loose enough to tell"
+    assert bool((wrong <= loose.error + closed.error).all())
