@@ -1,0 +1,1 @@
+"""The conformance kit: is somebody's MeanFlow code right, and if not, where."""
