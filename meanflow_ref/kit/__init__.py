@@ -1,1 +1,1 @@
-"""The conformance kit: is somebody's MeanFlow code right, and if not, where."""
+"""The conformance kit: measures somebody's code from outside, and names what is wrong with it."""
