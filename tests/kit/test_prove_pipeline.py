@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from meanflow_ref.convention import Convention
 from meanflow_ref.kit.prove.execute import Outcome, execute
+from meanflow_ref.kit.prove.inputs import symbols
 from meanflow_ref.kit.prove.jets import Site
-from meanflow_ref.kit.prove.prove import _symbols
 from meanflow_ref.kit.prove.ring import Ring
 from meanflow_ref.kit.prove.trace import Question, trace
 from meanflow_ref.objectives.guidance import Guidance
@@ -128,7 +128,7 @@ def test_the_exact_loss_of_a_real_network_is_torchs(name: str) -> None:
     loss, letters, call = CASES[name]
     question = Question(loss, letters, Convention(call), (2, DIM), torch.float64)
     ring = Ring(seed=3)
-    outcome = execute(trace(question), _symbols(ring, question), ring)
+    outcome = execute(trace(question), symbols(ring, question), ring)
     net = Smooth()
     fill(outcome, net)
     value = loss(net, *(numbers(outcome, letter) for letter in letters))
@@ -144,7 +144,7 @@ def test_the_comparison_sees_a_wrong_derivative() -> None:
     loss, letters, call = CASES["everything attached"]
     question = Question(loss, letters, Convention(call), (2, DIM), torch.float64)
     ring = Ring(seed=3)
-    outcome = execute(trace(question), _symbols(ring, question), ring)
+    outcome = execute(trace(question), symbols(ring, question), ring)
     net = Smooth()
     fill(outcome, net)
     assert outcome.gradient is not None

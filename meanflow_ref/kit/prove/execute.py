@@ -70,6 +70,7 @@ class Executor:
     sites: Sites
     module: fx.GraphModule
     storages: dict[int, Array] = field(default_factory=dict)
+    dtypes: dict[int, torch.dtype] = field(default_factory=dict)
     calls: list[list[Site]] = field(default_factory=list)
     operations: dict[str, int] = field(default_factory=dict)
     constants: dict[Constant, None] = field(default_factory=dict)
@@ -99,6 +100,8 @@ class Executor:
 
     def _strided(self, val: Tensor) -> Array:
         storage = self.storages[_storage(val)]
+        if val.dtype != self.dtypes[_storage(val)]:
+            raise NotExactError(f"the bits of {self.dtypes[_storage(val)]} are read as {val.dtype}")
         item = storage.itemsize
         return np.lib.stride_tricks.as_strided(
             storage[val.storage_offset() :], val.shape, [stride * item for stride in val.stride()]
@@ -109,6 +112,7 @@ class Executor:
         if _storage(val) not in self.storages:
             size = max(val.untyped_storage().nbytes() // val.element_size(), 1)
             self.storages[_storage(val)] = np.empty(size, dtype=object)
+            self.dtypes[_storage(val)] = val.dtype
         self._strided(val)[...] = array
 
     def _scalar(self, node: fx.Node) -> Number:

@@ -17,8 +17,9 @@ import mpmath
 from meanflow_ref import formulas
 from meanflow_ref.kit.prove import functions
 from meanflow_ref.kit.prove.dual import Dual, stop_gradient
+from meanflow_ref.kit.prove.guided import Guided
 from meanflow_ref.kit.prove.jets import Site
-from meanflow_ref.kit.prove.reading import Guided, Reading, Row
+from meanflow_ref.kit.prove.reading import Reading, Row
 from meanflow_ref.kit.prove.ring import Number
 
 # Turns an exact number into whatever the formula is evaluated in: itself, or a float.

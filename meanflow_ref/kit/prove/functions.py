@@ -133,7 +133,7 @@ def _extreme(a: Number, b: Number, function: Callable[..., Number], larger: bool
 
 def _common_bounds(a: Number, b: Number) -> tuple[Fraction, Fraction] | None:
     """Interval that both numbers are known to lie in."""
-    ends = [*_bounds(a), *_bounds(b)]
+    ends = [*bounds_of(a), *bounds_of(b)]
     known = [end for end in ends if end is not None]
     return (min(known), max(known)) if len(known) == 4 else None
 
@@ -148,7 +148,7 @@ def less_than(a: Number, b: Number) -> Number:
     constant = difference.as_constant()
     if constant is not None:
         return ring.constant(int(constant < 0))
-    low, high = _bounds(difference)
+    low, high = bounds_of(difference)
     if low is not None and low >= 0:
         return ring.constant(0)
     if high is not None and high < 0:
@@ -167,7 +167,7 @@ def equal(a: Number, b: Number) -> Number:
     return a.ring.mask("zero", difference, lambda value: value == 0, relation_text(difference, "="))
 
 
-def _bounds(x: Number) -> tuple[Fraction | None, Fraction | None]:
+def bounds_of(x: Number) -> tuple[Fraction | None, Fraction | None]:
     """Interval that a number ``a s + c`` is known to lie in."""
     affine = x.affine()
     bounds = x.ring.atoms[affine[1]].bounds if affine else None

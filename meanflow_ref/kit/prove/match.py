@@ -14,7 +14,8 @@ from meanflow_ref.kit.prove.catalogue import RIGHT, WEIGHT_FAULTS, Right, wrong
 from meanflow_ref.kit.prove.dual import Dual
 from meanflow_ref.kit.prove.execute import Outcome
 from meanflow_ref.kit.prove.formula import Formula, NotThereError, Vector, Weight
-from meanflow_ref.kit.prove.reading import Guided, Reading
+from meanflow_ref.kit.prove.guided import Guided
+from meanflow_ref.kit.prove.reading import Reading
 from meanflow_ref.kit.prove.ring import DIGITS, Exponent, Number, as_mpf
 
 # Floats agree to about 1e-13 after the cancellations of a loss; two formulas differ by far more at a random point.

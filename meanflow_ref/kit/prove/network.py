@@ -13,6 +13,7 @@ of a larger network alike.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -198,6 +199,15 @@ class OpaqueNetwork(nn.Module):
                 "a loss that uses its network by calling it",
                 f"bind what the loss needs: lambda model, *a: loss(wrapped(model), *a), where wrapped has `{name}`",
             ) from None
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The first parameter alone, which code asks for its device; the others of an arbitrary network are unknown."""
+        yield from super().named_parameters(*args, **kwargs)
+        raise NotExactError("the loss goes through its network's parameters, of which an arbitrary network has others")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, likewise."""
+        raise NotExactError("the loss asks for its network's state_dict, which is another in an arbitrary network")
 
     def _average_velocity(self, z: Tensor, r: Any, t: Any, y: Any = None) -> Tensor:
         # Times keep their shape: a view of a dual tensor without data fails in some layouts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,17 +16,18 @@ from meanflow_ref.kit.prove.errors import NotExactError
 from meanflow_ref.kit.prove.execute import Outcome, execute
 from meanflow_ref.kit.prove.formula import Formula, Weight
 from meanflow_ref.kit.prove.functions import truth_text
+from meanflow_ref.kit.prove.guided import read_guidance
+from meanflow_ref.kit.prove.inputs import check_shapes, read_letters, symbols
+from meanflow_ref.kit.prove.laws import broken_laws, notes, undefined_at_equal_times
 from meanflow_ref.kit.prove.match import PRECISE, ROUNDING, Candidate, Match, Matcher, to_float
-from meanflow_ref.kit.prove.reading import UnreadableError, read_guidance, readings
+from meanflow_ref.kit.prove.reading import UnreadableError, readings
 from meanflow_ref.kit.prove.report import Part, ProofReport
 from meanflow_ref.kit.prove.ring import Number, Ring
-from meanflow_ref.kit.prove.table import Array
-from meanflow_ref.kit.prove.trace import LETTERS, SAMPLES, SCALES, STATES, Question, Traced, trace
+from meanflow_ref.kit.prove.trace import Question, Traced, trace
 
 # B, d, B d and B/d differ from one another and from 1, and all change between the two traces: an axis taken for
 # another, or a constant that happens to be 1/B, cannot pass both.
 SHAPES = ((2, 3), (4, 2))
-UNIT = (Fraction(0), Fraction(1))
 
 
 def prove_loss(
@@ -74,84 +74,13 @@ def prove_loss(
         not covered; a cast below float32 is refused.
 
     """
-    letters = _letters(loss, inputs)
+    letters = read_letters(loss, inputs)
     convention = Convention(call, returns)
-    shapes = _checked_shapes(shapes)
+    shapes = check_shapes(shapes)
     if dtype not in (torch.float32, torch.float64):
         raise ParameterError(f"dtype={dtype}.", "torch.float32 or torch.float64", "")
     found = [_prove(Question(loss, letters, convention, shape, dtype)) for shape in shapes]
     return _joined(found, shapes)
-
-
-# ---------------------------------------------------------------- what to trace
-
-
-def _letters(loss: Callable[..., Any], inputs: str | None) -> tuple[str, ...]:
-    if inputs is not None:
-        letters = tuple(part.strip() for part in inputs.split(",") if part.strip())
-        unknown = [letter for letter in letters if letter not in LETTERS]
-        if unknown or len(set(letters)) < len(letters) or not set(letters) & set(STATES):
-            raise ParameterError(
-                f"inputs={inputs!r}.",
-                f"each at most once, a state among them: {', '.join(LETTERS)}",
-                'inputs="x, eps, r, t"',
-            )
-        return letters
-    count = _required(loss)
-    guesses: dict[int, tuple[str, ...]] = {1: ("x",), 2: ("x", "y"), 4: ("x", "eps", "r", "t")}
-    if count not in guesses:
-        raise ParameterError(
-            f"the loss takes {count} arguments after the network.",
-            "loss(network, x), loss(network, x, y) or loss(network, x, eps, r, t), or the letters of its arguments",
-            'for example inputs="z, v, r, t"',
-        )
-    return guesses[count]
-
-
-def _required(loss: Callable[..., Any]) -> int:
-    """How many positional arguments without a default a loss takes after its network."""
-    if not callable(loss):
-        raise ParameterError(f"the loss is {type(loss).__name__}.", "a function", "")
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(loss).parameters.values()
-    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters) - 1
-
-
-def _checked_shapes(shapes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    checked = tuple(tuple(int(n) for n in shape) for shape in shapes)
-    if not checked or any(len(shape) < 2 or min(shape) < 1 for shape in checked):
-        raise ParameterError(f"shapes={shapes!r}.", "at least one shape (B, *event)", "shapes=[(2, 3)]")
-    if any(np.prod(shape) > 64 for shape in checked):
-        raise ParameterError(
-            f"shapes={shapes!r}.", "at most 64 entries each: a proof is about formulas", "(2, 3, 2, 2)"
-        )
-    return checked
-
-
-def _symbols(ring: Ring, question: Question) -> dict[str, Array]:
-    """An array of symbols for every input."""
-    batch = question.shape[0]
-    arrays: dict[str, Array] = {}
-    for letter in question.letters:
-        shape = question.shape if letter in STATES else () if letter in SCALES else (batch,)
-        array = np.empty(shape, dtype=object)
-        for index in np.ndindex(*shape):
-            name = letter + (f"[{','.join(map(str, index))}]" if index else "")
-            array[index] = ring.symbol(name, "input", **_properties(ring, letter, index))
-        arrays[letter] = array
-    return arrays
-
-
-def _properties(ring: Ring, letter: str, index: tuple[int, ...]) -> dict[str, Any]:
-    if letter in SCALES:
-        return {"law": letter, "value": SAMPLES[letter]}
-    if letter in ("r", "t"):
-        # r <= t at the witness as well.
-        half = ring.random_value(bounds=UNIT) / 2
-        return {"law": letter, "bounds": UNIT, "value": half if letter == "r" else half + Fraction(1, 2)}
-    if letter == "y":
-        return {"law": "integer", "value": Fraction(1 + index[0])}
-    return {"law": letter}
 
 
 # ---------------------------------------------------------------- one shape
@@ -194,7 +123,7 @@ def _prove(question: Question) -> Settled:
 
 def _execute(question: Question, traced: Traced) -> Outcome:
     ring = Ring()
-    return execute(traced, _symbols(ring, question), ring)
+    return execute(traced, symbols(ring, question), ring)
 
 
 def _settle(question: Question, traced: Traced, outcome: Outcome) -> Settled:
@@ -237,9 +166,13 @@ def _compare(question: Question, traced: Traced, matcher: Matcher) -> Settled:
             value, gradient = _decide(matcher, best)
     except NotExactError as error:
         value = gradient = Part("NOT_EXACT", error.reason)
-    if reading.faults:
-        name, text = next(iter(reading.faults.items()))
-        value = Part("REFUTED", f"{name}: {text}", tuple(reading.faults))
+    divisor = undefined_at_equal_times(matcher.outcome, reading)
+    if divisor and value.verdict == "PROVED":
+        value = Part("NOT_EXACT", f"the loss divides by {divisor}, which is 0 where r = t")
+    broken = broken_laws(matcher.outcome, reading, matcher.guided, traced.reseeded)
+    if broken:
+        name, text = next(iter(broken.items()))
+        value = Part("REFUTED", f"{name}: {text}", tuple(broken))
     shown = best or (rights[0] if rights else None)
     return Settled(
         value,
@@ -248,7 +181,7 @@ def _compare(question: Question, traced: Traced, matcher: Matcher) -> Settled:
         _scales(question.shape, shown, matcher),
         matcher.outcome,
         traced,
-        tuple(reading.notes),
+        tuple(notes(matcher.outcome, reading)),
     )
 
 
@@ -428,15 +361,15 @@ def _circumstances(found: list[Settled]) -> tuple[Any, ...]:
     if one is None or one.outcome is None or one.traced is None:
         return ()
     outcome, traced = one.outcome, one.traced
-    conditions = tuple(f"{number} = 0" for number in outcome.ring.conditions.values() if not _is_positive(number))
+    conditions = tuple(
+        f"{number} = 0" for number in outcome.ring.conditions.values() if number.support() and not _is_positive(number)
+    )
     hypotheses = list(dict.fromkeys(traced.hypotheses))
     if {"r", "t"} & outcome.inputs.keys():
         hypotheses.append("0 <= r <= t <= 1 for the given times")
-    if traced.compiled:
-        hypotheses.append("code that asks torch.compiler.is_compiling() is told yes: its checks of values are left out")
     prefix = "meanflow_ref_prove."
     calls = tuple((k.removeprefix(prefix), n) for k, n in outcome.operations.items() if k.startswith(prefix))
-    return conditions, tuple(hypotheses), tuple(outcome.constants), (*one.notes, *traced.notes), calls
+    return conditions, tuple(hypotheses), tuple(outcome.constants), one.notes, calls
 
 
 def _is_positive(number: Number) -> bool:

@@ -7,18 +7,19 @@ entry. Then its velocity is not looked up but derived: :math:`v = \partial z/\pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from meanflow_ref.kit.prove.errors import NotExactError
 from meanflow_ref.kit.prove.execute import Outcome
 from meanflow_ref.kit.prove.jets import TRAINED, Site, Sites
-from meanflow_ref.kit.prove.ring import Coefficient, Monomial, Number, as_mpf
+from meanflow_ref.kit.prove.ring import Coefficient, Number, as_mpf
 
-# How far the ends of a path may be from data and noise: variance-preserving paths never quite end.
+# How far the clean end of a path may be from data and the noisy one from noise, variance-preserving paths never quite
+# ending; and how far the size of the noise there may be from 1.
 END_TOLERANCE = 0.05
+NOISE_TOLERANCE = 1e-3
 
 
 class UnreadableError(Exception):
@@ -54,24 +55,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Guided:
-    """Guidance as read from the loss: scales, null label and the rows in which it is active."""
-
-    omega: Number
-    kappa: Number
-    null_label: tuple[Number, ...]
-    active: tuple[Number, ...]
-
-
-@dataclass
 class Reading:
-    """All rows, and what was found out on the way."""
+    """All rows, and the path of their states in words."""
 
     rows: list[Row]
     path: str
-    notes: list[str] = field(default_factory=list)
-    # Diagnosis -> text, of laws that do not hold whatever the formula.
-    faults: dict[str, str] = field(default_factory=dict)
 
 
 def readings(outcome: Outcome, batch: int) -> tuple[list[Reading], list[UnreadableError]]:
@@ -147,11 +135,7 @@ def _read(outcome: Outcome, sites: list[Site]) -> Reading:
         rows.append(Row(site, outcome.sites, v, noise, others))
         texts.append(text)
     distinct = list(dict.fromkeys(text for row in texts for text in row))
-    reading = Reading(rows, distinct[0] if len(distinct) == 1 else "; ".join(distinct[:3]) + ", by entry")
-    if "v" not in outcome.inputs:
-        _check_laws(outcome, reading)
-    _check_times(outcome, reading)
-    return reading
+    return Reading(rows, distinct[0] if len(distinct) == 1 else "; ".join(distinct[:3]) + ", by entry")
 
 
 def _require_times(outcome: Outcome, b: int, site: Site) -> None:
@@ -199,6 +183,8 @@ def _path(outcome: Outcome, b: int, site: Site) -> tuple[tuple[Number, ...], tup
         if noise is None:
             _raise_no_noise(z, site)
         assert noise is not None
+        if "eps" in outcome.inputs and _law(noise, noise.only_atom()) != "eps":
+            raise UnreadableError("the state is made of noise that is drawn, not of the given eps", "NOISE_NOT_GIVEN")
         data = outcome.inputs["x"][b].reshape(-1)[i] if "x" in outcome.inputs else None
         if data is not None and {k for k in z.support() if _law(z, k) == "x"} != {data.only_atom()}:
             raise UnreadableError(f"entry {i} of the state, z = {z}, is not made of the same entry of the data")
@@ -251,13 +237,13 @@ def _entry(z: Number, t: Number, noise: Number, data: Number | None) -> tuple[Nu
         raise UnreadableError(f"z = {z} at t = {t} is none of the paths that can be read")
     slope, symbol, constant = affine
 
-    def at(time: int, number: Number) -> Number:
+    def at(time: Coefficient, number: Number) -> Number:
         place = number.ring.constant((time - constant) / slope)
         return number.rebuilt(lambda i: place if i == symbol else None)
 
     if symbol not in z.support() | z.atoms():
         _raise_wrong_time(z, t)
-    _require_ends(at, sigma, rest, z)
+    _require_ends(at, sigma, rest, z, t)
     text = f"z = {rest} + ({sigma}) eps".replace(z.ring.atoms[symbol].name, "t")
     return z.derivative(symbol) * (1 / slope), text.replace(str(data), "x") if data is not None else text
 
@@ -270,165 +256,22 @@ def _raise_wrong_time(z: Number, t: Number) -> None:
     )
 
 
-def _require_ends(at: Any, sigma: Number, rest: Number, z: Number) -> None:
-    """Raise unless a path is all noise at one end of [0, 1] and all data at the other."""
+def _require_ends(at: Any, sigma: Number, rest: Number, z: Number, t: Number) -> None:
+    """Raise unless a path is all noise at one end of [0, 1] and all data at the other, whatever the data and draws."""
     try:
-        amounts = [abs(float(as_mpf(at(time, sigma).value()))) for time in (0, 1)]
-        states = [abs(float(as_mpf(at(time, rest).value()))) for time in (0, 1)]
+        noises, states = ([at(time, part) for time in (0, 1, Fraction(1, 2))] for part in (sigma, rest))
+        amounts, sizes = ([abs(float(as_mpf(part.value()))) for part in ends] for ends in (noises, states))
     except NotExactError as error:
         raise UnreadableError(f"the ends of the path z = {z} cannot be found ({error.reason})") from error
     noisy = 1 if amounts[1] > amounts[0] else 0
     clean = 1 - noisy
+    if any(part.kinds() & {"mask", "draw"} or part.support() & t.support() for part in (*noises, *states)):
+        raise UnreadableError(f"z = {z} has another path for other draws")
+    if "input" in noises[noisy].kinds():
+        raise UnreadableError(f"the size of the noise at the end of the path z = {z} depends on the data")
     if (
-        abs(amounts[noisy] - 1) > END_TOLERANCE
+        abs(amounts[noisy] - 1) > NOISE_TOLERANCE
         or amounts[clean] > END_TOLERANCE
-        or states[noisy] > END_TOLERANCE * states[clean]
+        or sizes[noisy] > END_TOLERANCE * sizes[clean]
     ):
         raise UnreadableError(f"z = {z} does not lead from data at one end of [0, 1] to unit noise at the other")
-
-
-# ---------------------------------------------------------------- laws
-
-
-def _check_laws(outcome: Outcome, reading: Reading) -> None:
-    """Note what is wrong with the draws: noise that is shared, of another law or tied to the times."""
-    ring = outcome.ring
-    noises = [noise.only_atom() for row in reading.rows for noise in row.noise]
-    times = frozenset[int]().union(*(row.main.t.support() | row.main.r.support() for row in reading.rows))
-    drawn = [i for i in noises if ring.atoms[i].kind == "draw"]
-    if len(set(noises)) < len(noises):
-        reading.faults["NOISE_SHARED"] = "entries of the noise, or rows, share one draw"
-    if any(ring.atoms[i].law != "normal" for i in drawn):
-        reading.faults["NOISE_NOT_NORMAL"] = f"the noise is drawn with law `{ring.atoms[drawn[0]].law}`, not normal"
-    if set(noises) & times:
-        reading.faults["NOISE_TIED_TO_TIMES"] = "the noise and the times share their draws"
-    for row in reading.rows:
-        for name, time in (("t", row.main.t), ("r", row.main.r)):
-            atoms = time.atoms()
-            if any(ring.atoms[i].law == "normal" for i in atoms):
-                reading.faults["TIMES_OUT_OF_RANGE"] = f"the time {name} is a normal draw, not confined to [0, 1]"
-
-
-def _check_times(outcome: Outcome, reading: Reading) -> None:
-    """Note times that make the formula another: r = t in every row, or a time that never changes."""
-    if all((row.main.t - row.main.r).is_zero() for row in reading.rows):
-        reading.faults["NEVER_R_NEQ_T"] = "r = t in every row: this is flow matching"
-    main = reading.rows[0].main
-    if main.t.as_constant() is not None:
-        reading.faults["TIMES_CONSTANT"] = f"the time t is always {main.t}"
-    if main.r.as_constant() is not None:
-        reading.notes.append(f"the time r is always {main.r}")
-
-
-# ---------------------------------------------------------------- guidance
-
-
-def read_guidance(outcome: Outcome, reading: Reading) -> Guided | None:
-    """Guidance, if the loss evaluates its network at the same state under another, constant label.
-
-    Its scales and the rows in which it is active are read off the gradient, as the coefficients of the noise and of
-    the other evaluations beside that of u. (They are only read: the proof that follows compares whole expressions.)
-    """
-    labels = [_null_label(row) for row in reading.rows]
-    null = next((label for label in labels if label is not None), None)
-    if null is None:
-        return None
-    ring = outcome.ring
-    given = {letter: outcome.inputs[letter].reshape(-1)[0] for letter in ("omega", "kappa") if letter in outcome.inputs}
-    shares = [_shares(outcome.gradient, row, null) for row in reading.rows] if outcome.gradient is not None else [None]
-    if None in shares:
-        # Nothing can be read: the scales must be given, and all rows are taken to be guided.
-        if "omega" not in given:
-            return None
-        zero, one = ring.constant(0), ring.constant(1)
-        return Guided(given["omega"], given.get("kappa", zero), null, (one,) * len(reading.rows))
-    read = [share for share in shares if share is not None]
-    omega, kappa, _ = read[0]
-    return Guided(given.get("omega", omega), given.get("kappa", kappa), null, tuple(mask for _, _, mask in read))
-
-
-def _null_label(row: Row) -> tuple[Number, ...] | None:
-    own = [n.key() for n in row.main.y]
-    for site in row.others:
-        if site.y and [n.key() for n in site.y] != own and all(n.as_constant() is not None for n in site.y):
-            return site.y
-    return None
-
-
-def _shares(gradient: Number, row: Row, null: tuple[Number, ...]) -> tuple[Number, Number, Number] | None:
-    """``omega``, ``kappa`` and the truth value "guided" of one row, from its first component's cotangent."""
-    ring, main = gradient.ring, row.main
-    cotangent = _coefficient(gradient, main.du(0, main.dim + 2).only_atom())
-    own = _alone(_coefficient(cotangent, main.u(0).only_atom()))
-    if own is None:
-        return None
-    nulls = [s for s in row.others if [n.key() for n in s.y] == [n.key() for n in null]]
-    conditionals = [s for s in row.others if [n.key() for n in s.y] == [n.key() for n in main.y]]
-    spread = sum((_per(cotangent, s.u(0), own) for s in nulls), ring.constant(0))
-    switches = sorted(i for i in spread.atoms() if ring.atoms[i].kind == "mask")
-    on, active = _switched_on(spread, switches)
-    if active is None:
-        return None
-    kappa = -sum((_per(cotangent, s.u(0), own) for s in conditionals), ring.constant(0))
-    reference = row.noise[0] if row.noise else row.v[0]
-    omega = -_per(cotangent, reference, own)
-    return on(omega), on(kappa), active
-
-
-def _coefficient(number: Number, atom: int) -> Number:
-    """The terms with the first power of an atom, without it."""
-    terms = {tuple(pair for pair in m if pair[0] != atom): c for m, c in number.terms.items() if dict(m).get(atom) == 1}
-    return Number(number.ring, terms)
-
-
-def _alone(number: Number) -> Any:
-    """Coefficient and monomial of the term made of weights alone (of bases with negative powers, or of nothing)."""
-    ring = number.ring
-    for monomial, coefficient in number.terms.items():
-        if all(ring.atoms[i].kind == "base" for i, _ in monomial):
-            return monomial, Fraction(coefficient)
-    return None
-
-
-def _per(cotangent: Number, symbol: Number, own: Any) -> Number:
-    """Coefficient of a symbol in a cotangent, in units of that of u, without network symbols or times."""
-    monomial, unit = own
-    part = _coefficient(cotangent, symbol.only_atom())
-    ring = part.ring
-    weights = dict(monomial)
-    kept = {
-        tuple(pair for pair in m if pair[0] not in weights): c / unit
-        for m, c in part.terms.items()
-        if all(dict(m).get(i) == e for i, e in monomial)
-        and all(i in weights or ring.atoms[i].kind == "mask" or ring.atoms[i].law in ("omega", "kappa") for i, _ in m)
-    }
-    return Number(ring, kept)
-
-
-def _switched_on(spread: Number, switches: Sequence[int]) -> Any:
-    """How to evaluate a coefficient where guidance is on, and the truth value of "on"."""
-    ring = spread.ring
-    for choice in range(2 ** min(len(switches), 6) - 1, -1, -1):
-        values = {mask: ring.constant(choice >> k & 1) for k, mask in enumerate(switches)}
-
-        def on(number: Number, values: dict[int, Number] = values) -> Number:
-            return number.rebuilt(values.get)
-
-        level = on(spread)
-        if level.terms:
-            return on, _ratio(spread, level)
-    return None, None
-
-
-def _ratio(spread: Number, level: Number) -> Number | None:
-    """``spread / level`` if that is a truth value."""
-    ring = spread.ring
-    monomial, coefficient = next(iter(level.terms.items()))
-    scales = {i for i, _ in monomial}
-    part: dict[Monomial, Coefficient] = {
-        tuple(p for p in m if p[0] not in scales): Fraction(c) / Fraction(coefficient)
-        for m, c in spread.terms.items()
-        if tuple(p for p in m if ring.atoms[p[0]].kind != "mask") == monomial
-    }
-    active = Number(ring, part)
-    return active if (active * level - spread).is_zero() and (active * active - active).is_zero() else None

@@ -15,7 +15,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import FrameType
@@ -41,6 +41,7 @@ SAMPLES = {"omega": Fraction(7, 4), "kappa": Fraction(2, 5)}
 _HERE = str(Path(__file__).parent)
 # The network's calls go through it, on their way into the opaque network.
 _CALLS = str(Path(__file__).parents[2] / "convention")
+_PACKAGE = str(Path(__file__).parents[2])
 _TORCH = str(Path(torch.__file__).parent)
 _PYTHON = sysconfig.get_paths()["stdlib"]
 _NO_VALUE = (
@@ -90,10 +91,10 @@ class Traced:
 
     module: fx.GraphModule
     calls: int
-    compiled: bool
     hypotheses: list[str]
     has_gradient: bool
-    notes: list[str] = field(default_factory=list)
+    # Whether the loss seeds a generator that it draws from, so that its draws repeat.
+    reseeded: bool = False
 
 
 def trace(question: Question, gradient: bool = True) -> Traced:
@@ -104,29 +105,24 @@ def trace(question: Question, gradient: bool = True) -> Traced:
         LossError: If it is not a loss of a network.
 
     """
-    first = _trace_either_way(question, gradient)
-    second = _trace(question, gradient, first.compiled)
-    _require_same(first.module, second.module)
+    first = _trace(question, gradient)
+    generators = _generators(first.module)
+    starts = [generator.initial_seed() for generator in generators]
+    with _other_seeds(generators) as seeds:
+        second = _trace(question, gradient)
+        _require_same(first.module, second.module)
+        kept = {_address(generator): seed for generator, seed in zip(generators, seeds, strict=True)}
+        for generator in _generators(second.module):
+            # One of the loss's own must have kept the other seed; one made at every call must not start the same.
+            seed, mine = generator.initial_seed(), kept.get(_address(generator))
+            first.reseeded |= seed != mine if mine is not None else seed in starts
     return first
 
 
-def _trace_either_way(question: Question, gradient: bool) -> Traced:
-    """The trace of eager code or, if that looks at values, of what ``torch.compile`` would see."""
-    try:
-        return _trace(question, gradient, compiled=False)
-    except NotExactError as error:
-        if not error.reason.startswith(VALUE_ASKED):
-            raise
-        try:
-            return _trace(question, gradient, compiled=True)
-        except NotExactError:
-            raise error from None
-
-
-def _trace(question: Question, gradient: bool, compiled: bool) -> Traced:
+def _trace(question: Question, gradient: bool) -> Traced:
     network = OpaqueNetwork(question.convention, question.dtype)
     hypotheses: list[str] = []
-    notes: list[str] = []
+    reseeded: list[bool] = []
     has_gradient = [False]
 
     def joint(theta: Tensor, *inputs: Tensor) -> Any:
@@ -136,7 +132,7 @@ def _trace(question: Question, gradient: bool, compiled: bool) -> Traced:
             Scale(letter, value, SAMPLES[letter], hypotheses) if letter in SCALES else value
             for letter, value in zip(question.letters, inputs, strict=True)
         ]
-        with _same_randomness(notes), _Lines():
+        with _Lines():
             loss = _require_scalar(question.loss(network, *arguments))
         if not network.calls:
             raise LossError(
@@ -155,9 +151,9 @@ def _trace(question: Question, gradient: bool, compiled: bool) -> Traced:
         return loss, torch.zeros_like(theta) if slope is None else slope
 
     theta = torch.zeros(1, dtype=question.dtype)
-    with _compiler_flag(compiled), _quiet(), _blamed():
+    with _same_randomness(reseeded), _unchecked_values(hypotheses), _quiet(), _blamed():
         module = make_fx(joint, tracing_mode="fake")(theta, *question.examples())
-    return Traced(module, network.calls, compiled, hypotheses, has_gradient[0], notes)
+    return Traced(module, network.calls, hypotheses, has_gradient[0], any(reseeded))
 
 
 def _require_scalar(loss: Any) -> Tensor:
@@ -219,6 +215,7 @@ def _line_of_error(error: BaseException) -> str:
 # ---------------------------------------------------------------- refusals
 
 VALUE_ASKED = "a value is asked for"
+UNCHECKED = "the inputs pass meanflow_ref's own checks of values, which are left out of the trace"
 
 
 @contextmanager
@@ -252,16 +249,47 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _same_randomness(notes: list[str]) -> Iterator[None]:
-    """Context that refuses numbers drawn outside torch, which a trace would take for constants."""
-    python, numpy, seed = random.getstate(), pickle.dumps(np.random.get_state()), torch.initial_seed()  # noqa: NPY002
-    yield
+def _same_randomness(reseeded: list[bool]) -> Iterator[None]:
+    """Context that refuses numbers drawn outside torch, which a trace would take for constants.
+
+    Inside it torch's own generator has a seed that no loss would choose, so that a loss which seeds it is seen.
+    """
+    python, numpy, state = random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
+    seed = torch.seed()
+    try:
+        yield
+        reseeded.append(seed != torch.initial_seed())
+    finally:
+        torch.set_rng_state(state)
     if python != random.getstate():
         raise NotExactError("numbers are drawn with Python's `random`, which the trace cannot see: draw with torch")
     if numpy != pickle.dumps(np.random.get_state()):  # noqa: NPY002
         raise NotExactError("numbers are drawn with numpy, which the trace cannot see: draw with torch")
-    if seed != torch.initial_seed():
-        notes.append("the loss seeds torch's generator itself: its noise may be the same at every call")
+
+
+def _generators(module: fx.GraphModule) -> list[torch.Generator]:
+    """The generators that a traced loss draws from, each once, torch's own left out."""
+    values = [value for node in module.graph.nodes for value in node.kwargs.values()]
+    values += [getattr(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr"]
+    found = [getattr(value, "real_obj", value) for value in values]
+    mine = [g for g in found if isinstance(g, torch.Generator) and _address(g) != _address(torch.default_generator)]
+    return list({_address(generator): generator for generator in mine}.values())
+
+
+def _address(generator: Any) -> int:
+    """What tells generators apart: a trace wraps them anew."""
+    return int(generator._cdata)
+
+
+@contextmanager
+def _other_seeds(generators: list[torch.Generator]) -> Iterator[list[int]]:
+    """Context in which generators have other seeds, which are what it yields."""
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield [generator.seed() for generator in generators]
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @contextmanager
@@ -276,14 +304,25 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _compiler_flag(compiled: bool) -> Iterator[None]:
-    """Context in which ``torch.compiler.is_compiling()`` is true if asked for."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = compiled
+def _unchecked_values(hypotheses: list[str]) -> Iterator[None]:
+    """Context in which this library leaves out its own checks of input values, as it does under ``torch.compile``.
+
+    Everybody else's question whether it is being compiled is answered as in eager code.
+    """
+    ask = torch.compiler.is_compiling
+
+    def is_compiling() -> bool:
+        if not sys._getframe(1).f_code.co_filename.startswith(_PACKAGE):
+            return ask()
+        if UNCHECKED not in hypotheses:
+            hypotheses.append(UNCHECKED)
+        return True
+
+    torch.compiler.is_compiling = is_compiling
     try:
         yield
     finally:
-        torch.compiler._is_compiling_flag = before
+        torch.compiler.is_compiling = ask
 
 
 def _require_same(first: fx.GraphModule, second: fx.GraphModule) -> None:
