@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import meanflow_ref
+from meanflow_ref.cli import main
 from meanflow_ref.errors import MeanFlowError, ParameterError
 from meanflow_ref.kit.prove.command import add_options, prove
+from meanflow_ref.kit.prove.prove import prove_loss
 from meanflow_ref.kit.target import load_target
 
 LOSSES = """
@@ -112,3 +115,11 @@ def test_an_address_that_leads_nowhere(address: str, message: str) -> None:
 
 def test_a_file_is_an_address_too() -> None:
     assert load_target("their_losses.py:Trainer.loss").__name__ == "loss"
+
+
+def test_the_command_line_knows_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prove", "their_losses:wrong", "--shape", "2,3"]) == 1
+    assert "INTERVAL_SIGN" in capsys.readouterr().out
+    assert main(["prove", "their_losses:none"]) == 2
+    assert "never calls the network" in capsys.readouterr().err
+    assert meanflow_ref.prove_loss is prove_loss

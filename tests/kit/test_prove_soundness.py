@@ -231,7 +231,7 @@ def test_the_number_of_parameters_is_not_known() -> None:
         return right(net, x, eps, r, t) * len(list(net.parameters()))
 
     def of_state(net: nn.Module, x: Tensor, eps: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return right(net, x, eps, r, t) * int(len(net.state_dict()))
+        return right(net, x, eps, r, t) * len(net.state_dict())
 
     assert prove(loss).verdict == prove(of_state).verdict == "NOT_EXACT"
 
@@ -305,3 +305,26 @@ def test_a_label_that_is_changed_on_the_way_is_noted() -> None:
 def test_a_velocity_without_its_state_is_no_question() -> None:
     with pytest.raises(ParameterError, match="velocity without its state"):
         prove_loss(on_path, inputs="x, v, r, t")
+
+
+# ---------------------------------------------------------------- factors
+
+
+def test_an_odd_factor_is_a_factor() -> None:
+    report = prove(lambda net, *inputs: 0.123456789 * right(net, *inputs), inputs=GIVEN)
+    assert report.verdict == "PROVED", str(report)
+    assert "times" in report.formula
+    assert prove(lambda net, *inputs: -0.123456789 * right(net, *inputs), inputs=GIVEN).verdict == "REFUTED"
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_a_gradient_that_is_a_multiple_of_the_right_one_is_named(share: float) -> None:
+    def loss(net: Net, x: Tensor, eps: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        z, v = (1 - column(t)) * x + column(t) * eps, eps - x
+        u, du = jvp(net, (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
+        moved = u.detach() + share * (u - u.detach())
+        return ((moved - (v - column(t - r) * du).detach()) ** 2).sum(1).mean()
+
+    report = prove(loss)
+    assert (report.value.verdict, report.gradient.verdict) == ("PROVED", "REFUTED"), str(report)
+    assert report.faults == ("GRADIENT_SCALED",), str(report)

@@ -13,8 +13,10 @@ from typing import Any
 
 import mpmath
 
+from meanflow_ref.kit.prove.calculus import DERIVATIVES, REBUILDERS
 from meanflow_ref.kit.prove.errors import NotExactError
-from meanflow_ref.kit.prove.ring import DERIVATIVES, DIGITS, REBUILDERS, Number, Ring, as_mpf
+from meanflow_ref.kit.prove.monomial import DIGITS, as_mpf
+from meanflow_ref.kit.prove.ring import Number, Ring
 
 # To 40 digits: enough to tell whether a double is a multiple of it.
 PI = Fraction("3.141592653589793238462643383279502884197")

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from meanflow_ref.kit.prove.calculus import rebuilt
+from meanflow_ref.kit.prove.deciding import is_zero
 from meanflow_ref.kit.prove.execute import Outcome
+from meanflow_ref.kit.prove.monomial import Coefficient, Monomial
 from meanflow_ref.kit.prove.reading import Reading, Row
-from meanflow_ref.kit.prove.ring import Coefficient, Monomial, Number
+from meanflow_ref.kit.prove.ring import Number
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _switched_on(spread: Number, switches: Sequence[int]) -> Any:
         values = {mask: ring.constant(choice >> k & 1) for k, mask in enumerate(switches)}
 
         def on(number: Number, values: dict[int, Number] = values) -> Number:
-            return number.rebuilt(values.get)
+            return rebuilt(number, values.get)
 
         level = on(spread)
         if level.terms:
@@ -130,4 +133,4 @@ def _ratio(spread: Number, level: Number) -> Number | None:
         if tuple(p for p in m if ring.atoms[p[0]].kind != "mask") == monomial
     }
     active = Number(ring, part)
-    return active if (active * level - spread).is_zero() and (active * active - active).is_zero() else None
+    return active if is_zero(active * level - spread) and is_zero(active * active - active) else None

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import product
+from typing import Any
 
+from meanflow_ref.kit.prove.calculus import evaluated
+from meanflow_ref.kit.prove.deciding import is_zero
 from meanflow_ref.kit.prove.errors import NotExactError
 from meanflow_ref.kit.prove.execute import Outcome
 from meanflow_ref.kit.prove.functions import bounds_of
 from meanflow_ref.kit.prove.guided import Guided
 from meanflow_ref.kit.prove.reading import Reading
-from meanflow_ref.kit.prove.ring import Number, Ring, as_mpf
+from meanflow_ref.kit.prove.ring import Number, Ring
 
 # At how many points times are looked at.
 SAMPLES = 16
+# What is left of 0 with 50 digits.
+TINY = 1e-30
 # Name of a fault, and what is wrong.
 Found = tuple[str, str]
 
@@ -53,7 +59,7 @@ def _times(outcome: Outcome, reading: Reading) -> Iterator[Found]:
                 yield "TIMES_OUT_OF_RANGE", f"the time {name} is a normal draw, not confined to [0, 1]"
             elif _leaves_the_unit_interval(time):
                 yield "TIMES_OUT_OF_RANGE", f"the time {name} = {time} is not confined to [0, 1]"
-    if all((row.main.t - row.main.r).is_zero() for row in reading.rows):
+    if all(is_zero(row.main.t - row.main.r) for row in reading.rows):
         yield "NEVER_R_NEQ_T", "r = t in every row: this is flow matching"
     if reading.rows[0].main.t.as_constant() is not None:
         yield "TIMES_CONSTANT", f"the time t is always {reading.rows[0].main.t}"
@@ -72,24 +78,18 @@ def _leaves_the_unit_interval(time: Number) -> bool:
 
 
 def sampled(number: Number) -> list[float]:
-    """Values of a number for some values of its symbols, within their laws and bounds; one, where it is opaque."""
+    """Values of a number for some values of its symbols, within their laws and bounds."""
     ring = number.ring
-    values = [float(as_mpf(number.value()))]
-    for _ in range(SAMPLES):
-        drawn = {i: _another(ring, i) for i in number.support()}
-        try:
-            values.append(float(as_mpf(number.rebuilt(drawn.get).value())))
-        except NotExactError:
-            break
-    return values
+    others = [{i: _another(ring, i) for i in number.support()} for _ in range(SAMPLES)]
+    return [float(evaluated(number, values)) for values in ({}, *others)]
 
 
-def _another(ring: Ring, symbol: int) -> Number:
+def _another(ring: Ring, symbol: int) -> Fraction:
     """Another value of a symbol; a truth value and an integer keep theirs."""
     atom = ring.atoms[symbol]
     if atom.kind == "mask" or atom.law == "integer":
-        return ring.constant(Fraction(atom.value))
-    return ring.constant(ring.random_value(atom.law, atom.bounds))
+        return Fraction(atom.value)
+    return ring.random_value(atom.law, atom.bounds)
 
 
 def notes(outcome: Outcome, reading: Reading) -> list[str]:
@@ -108,12 +108,29 @@ def notes(outcome: Outcome, reading: Reading) -> list[str]:
 def undefined_at_equal_times(outcome: Outcome, reading: Reading) -> str:
     """A divisor that vanishes where r = t, if there is one and r = t happens; empty otherwise."""
     for row in reading.rows:
-        interval = (row.main.t - row.main.r).expanded()
-        # Of two draws without a mask, r = t has probability 0.
-        kinds = {outcome.ring.atoms[i].kind for i in interval.atoms()}
-        if not interval.terms or not kinds & {"input", "mask", "opaque"}:
-            continue
-        for divisor in outcome.ring.conditions.values():
-            if not divisor.is_zero() and divisor.is_zero((interval,)):
-                return str(divisor)
+        for values in _equal_times(row.main.r, row.main.t):
+            for divisor in outcome.ring.conditions.values():
+                try:
+                    vanishes = abs(evaluated(divisor, values)) < TINY
+                except (NotExactError, ZeroDivisionError):
+                    # A power of a divisor that is itself among the conditions.
+                    continue
+                if vanishes and abs(divisor.value()) > TINY:
+                    return str(divisor)
     return ""
+
+
+def _equal_times(r: Number, t: Number) -> Iterator[dict[int, Any]]:
+    """Values of atoms with which r = t, where that happens: given or opaque times, and whatever masks make equal."""
+    ring, interval = r.ring, (t - r).expanded()
+    if not interval.terms:
+        return
+    start = r.affine()
+    if start is not None and start[1] not in t.atoms() and ring.atoms[start[1]].kind in {"input", "opaque"}:
+        # Of two draws without a mask, r = t has probability 0.
+        yield {start[1]: ((t - start[2]) / start[0]).value()}
+    masks = sorted(i for i in interval.atoms() if ring.atoms[i].kind == "mask")[:6]
+    for choice in product((0, 1), repeat=len(masks)):
+        values: dict[int, Any] = dict(zip(masks, choice, strict=True))
+        if masks and abs(evaluated(interval, values)) < TINY:
+            yield values

@@ -11,12 +11,14 @@ from typing import Any
 import mpmath
 
 from meanflow_ref.kit.prove.catalogue import RIGHT, WEIGHT_FAULTS, Right, wrong
+from meanflow_ref.kit.prove.deciding import is_zero
 from meanflow_ref.kit.prove.dual import Dual
 from meanflow_ref.kit.prove.execute import Outcome
 from meanflow_ref.kit.prove.formula import Formula, NotThereError, Vector, Weight
 from meanflow_ref.kit.prove.guided import Guided
+from meanflow_ref.kit.prove.monomial import DIGITS, Exponent, as_mpf
 from meanflow_ref.kit.prove.reading import Reading
-from meanflow_ref.kit.prove.ring import DIGITS, Exponent, Number, as_mpf
+from meanflow_ref.kit.prove.ring import Number
 
 # Floats agree to about 1e-13 after the cancellations of a loss; two formulas differ by far more at a random point.
 SCREEN = 1e-9
@@ -26,6 +28,8 @@ PRECISE = 1e-30
 ROUNDING = 1e-10
 # A loss may be a formula times a simple number (1/B, 1/d, 1/2, ...).
 LARGEST_DENOMINATOR = 2000
+# Or times any float64.
+LARGEST_ODD_DENOMINATOR = 2**64
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,27 @@ class Matcher:
     def _kept(self) -> list[Number]:
         return []
 
+    def scaled(self) -> Match | None:
+        """A right formula of which value and gradient are one multiple at the witness, by however odd a factor."""
+        for candidate in self.right():
+            ratios = [self._ratio(candidate, gradient) for gradient in (False, True)]
+            if None in ratios or abs(ratios[0] - ratios[1]) > PRECISE * abs(ratios[0]):
+                continue
+            factor = Fraction(*mpmath.libmp.to_rational(ratios[0]._mpf_)).limit_denominator(LARGEST_ODD_DENOMINATOR)
+            if factor > 0 and abs(as_mpf(factor) - ratios[0]) <= PRECISE * abs(ratios[0]):
+                return Match(candidate, factor, factor)
+        return None
+
+    def _ratio(self, candidate: Candidate, gradient: bool) -> Any:
+        """A side of the loss over a candidate's, to many digits; ``None`` where that makes no sense."""
+        mine = self.outcome.gradient if gradient else self.outcome.value
+        try:
+            theirs = None if mine is None else self.precise(candidate, gradient)
+        except (NotThereError, ZeroDivisionError, OverflowError):
+            return None
+        with mpmath.workdps(DIGITS):
+            return None if mine is None or not theirs else mine.value() / theirs
+
     # ------------------------------------------------------------ deciding
 
     def exact(self, candidate: Candidate) -> Dual:
@@ -145,7 +170,7 @@ class Matcher:
         assert factor is not None
         assert mine is not None
         difference: Number = mine - (spec.derivative if gradient else spec.value) * factor
-        return difference.is_zero()
+        return is_zero(difference)
 
     # ------------------------------------------------------------ candidates
 

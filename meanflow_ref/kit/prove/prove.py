@@ -159,6 +159,7 @@ def _compare(question: Question, traced: Traced, matcher: Matcher) -> Settled:
     reading = matcher.reading
     rights = list(matcher.matches(matcher.right()))
     best = next((m for m in rights if m.whole), None) or next((m for m in rights if m.value is not None), None)
+    best = best or matcher.scaled()
     try:
         if best is None:
             value, gradient, best = _name_the_fault(matcher, rights)
@@ -192,6 +193,9 @@ def _decide(matcher: Matcher, match: Match) -> tuple[Part, Part]:
         return value, Part("NOT_EXACT", "no gradient was traced")
     if match.gradient is not None and match.gradient == match.value:
         return value, _side(matcher, match, gradient=True)
+    if match.gradient is not None and match.value is not None and matcher.holds(match, gradient=True):
+        times = match.gradient / match.value
+        return value, Part("REFUTED", f"GRADIENT_SCALED: {times} times the gradient of the value", ("GRADIENT_SCALED",))
     for other in matcher.matches(matcher.wrong()):
         if other.whole and other.value == match.value and _holds_both(matcher, other):
             return value, _refuted(matcher, match, other.candidate, gradient=True)

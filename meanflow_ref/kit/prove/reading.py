@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from meanflow_ref.kit.prove.calculus import derivative, rebuilt
+from meanflow_ref.kit.prove.deciding import is_zero
 from meanflow_ref.kit.prove.errors import NotExactError
 from meanflow_ref.kit.prove.execute import Outcome
 from meanflow_ref.kit.prove.jets import TRAINED, Site, Sites
-from meanflow_ref.kit.prove.ring import Coefficient, Number, as_mpf
+from meanflow_ref.kit.prove.monomial import Coefficient, as_mpf
+from meanflow_ref.kit.prove.ring import Number
 
 # How far the clean end of a path may be from data and the noisy one from noise, variance-preserving paths never quite
 # ending; and how far the size of the noise there may be from 1.
@@ -221,7 +224,7 @@ def _raise_no_noise(z: Number, site: Site) -> None:
 
 def _entry(z: Number, t: Number, noise: Number, data: Number | None) -> tuple[Number, str]:
     """Velocity of one entry of a state, and its path in words."""
-    sigma = z.derivative(noise.only_atom())
+    sigma = derivative(z, noise.only_atom())
     rest = z - sigma * noise
     if noise.only_atom() in sigma.support() | rest.support():
         raise UnreadableError(f"z = {z} is not linear in the noise")
@@ -230,7 +233,7 @@ def _entry(z: Number, t: Number, noise: Number, data: Number | None) -> tuple[Nu
             (t, 1 - t, noise - data, "z = (1 - t) x + t eps"),
             (1 - t, t, data - noise, "z = t x + (1 - t) eps (data at t = 1)"),
         ):
-            if (sigma - coefficient).is_zero() and (rest - other * data).is_zero():
+            if is_zero(sigma - coefficient) and is_zero(rest - other * data):
                 return v, text
     affine = t.affine()
     if affine is None:
@@ -239,13 +242,13 @@ def _entry(z: Number, t: Number, noise: Number, data: Number | None) -> tuple[Nu
 
     def at(time: Coefficient, number: Number) -> Number:
         place = number.ring.constant((time - constant) / slope)
-        return number.rebuilt(lambda i: place if i == symbol else None)
+        return rebuilt(number, lambda i: place if i == symbol else None)
 
     if symbol not in z.support() | z.atoms():
         _raise_wrong_time(z, t)
     _require_ends(at, sigma, rest, z, t)
     text = f"z = {rest} + ({sigma}) eps".replace(z.ring.atoms[symbol].name, "t")
-    return z.derivative(symbol) * (1 / slope), text.replace(str(data), "x") if data is not None else text
+    return derivative(z, symbol) * (1 / slope), text.replace(str(data), "x") if data is not None else text
 
 
 def _raise_wrong_time(z: Number, t: Number) -> None:

@@ -84,13 +84,16 @@ class ProofReport:
         return json.dumps(document, indent=1, default=str) + "\n"
 
     def __str__(self) -> str:
-        lines = [f"{self.verdict}  {self.formula}".rstrip()]
+        nearest = "nearest: " if self.formula and not self.ok else ""
+        lines = [f"{self.verdict}  {nearest}{self.formula}".rstrip()]
         for name, part in (("value", self.value), ("gradient", self.gradient)):
             lines.append(f"  {name:9} {part.verdict}: {part.why}" + (f" [{part.where}]" if part.where else ""))
             lines += [f"            {part.witness}"] if part.witness else []
         lines.append(f"  traced at {', '.join(map(str, self.shapes))}")
         if self.ok:
-            lines.append("  holds for every differentiable, deterministic, row-wise network, over the real numbers")
+            lines.append(
+                "  holds for every differentiable, deterministic, row-wise network at these shapes, over the reals"
+            )
         calls = ", ".join(f"{count} {kind}" for kind, count in self.network_calls)
         lines += [f"  network   {calls}"] if calls else []
         lines += [f"  unless    {condition}" for condition in self.conditions]

@@ -5,16 +5,16 @@ an input, a random draw, a value or derivative of the opaque network), a truth v
 base ``A`` that stands for a whole expression ``P`` so that :math:`P^{-3/4}` is the monomial :math:`A^{-3/4}`, or an
 elementary function of expressions, of which no more is assumed than that equal arguments give equal values.
 
-Equality is decided, not guessed: negative powers are cleared, positive ones expanded, and every coefficient must
-vanish. ``is_zero() == True`` therefore holds for all real values of the symbols at which everything is defined. The
-other direction is settled by a witness: every symbol carries a value, and a difference that is not zero there is not
-zero.
+Equality is decided (by :mod:`.deciding`), not guessed: negative powers are cleared, positive ones expanded, and every
+coefficient must vanish. What is found to be zero is therefore zero for all real values of the symbols at which
+everything is defined. The other direction is settled by a witness: every symbol carries a value, and a difference that
+is not zero there is not zero.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, TypeAlias
@@ -22,16 +22,18 @@ from typing import Any, TypeAlias
 import mpmath
 
 from meanflow_ref.kit.prove.errors import NotExactError
+from meanflow_ref.kit.prove.monomial import (
+    DIGITS,
+    LARGEST_PRODUCT,
+    Coefficient,
+    Exponent,
+    Monomial,
+    as_mpf,
+    factor_text,
+    power_of_value,
+    simple,
+)
 
-# Digits of a witness: far more than any cancellation between a loss and its formula can eat.
-DIGITS = 50
-# Products of terms in one multiplication beyond which an expansion is given up.
-LARGEST_PRODUCT = 1_000_000
-
-Exponent: TypeAlias = "int | Fraction"
-Coefficient: TypeAlias = "int | Fraction"
-# Pairs (atom, exponent), by increasing atom.
-Monomial: TypeAlias = tuple[tuple[int, Exponent], ...]
 # Whatever can stand beside a number in + - * /.
 Operand: TypeAlias = "Number | int | Fraction"
 
@@ -70,6 +72,7 @@ class Ring:
     atoms: list[Atom] = field(default_factory=list)
     conditions: dict[Any, Number] = field(default_factory=dict)
     _known: dict[Any, int] = field(default_factory=dict)
+    _values: dict[int, Any] = field(default_factory=dict)
     _masks: set[int] = field(default_factory=set)
     _random: random.Random = field(init=False)
 
@@ -134,9 +137,11 @@ class Ring:
     def value(self, index: int) -> Any:
         """Value of an atom at the witness."""
         atom = self.atoms[index]
-        if callable(atom.value):
-            atom.value = atom.value(*(argument.value() for argument in atom.arguments))
-        return atom.value
+        if not callable(atom.value):
+            return atom.value
+        if index not in self._values:
+            self._values[index] = atom.value(*(argument.value() for argument in atom.arguments))
+        return self._values[index]
 
     def support(self, index: int) -> frozenset[int]:
         """The free symbols that an atom is made of."""
@@ -160,7 +165,7 @@ class Ring:
             if index not in merged:
                 merged[index] = exponent
             elif index not in self._masks:
-                total = _simple(merged[index] + exponent)
+                total = simple(merged[index] + exponent)
                 if total:
                     merged[index] = total
                 else:
@@ -240,7 +245,7 @@ class Number:
         return (" + ".join(shown) + more).replace("+ -", "- ")
 
     def _term_text(self, monomial: Monomial, coefficient: Coefficient) -> str:
-        factors = [_factor_text(self.ring.atoms[i].name, e) for i, e in monomial]
+        factors = [factor_text(self.ring.atoms[i].name, e) for i, e in monomial]
         if not factors or coefficient not in (1, -1):
             factors.insert(0, str(coefficient))
         return ("-" if factors and coefficient == -1 and monomial else "") + " ".join(factors)
@@ -347,57 +352,11 @@ class Number:
             ((monomial, coefficient),) = self.terms.items()
             # (A^(1/2))^(1/2) = A^(1/4) holds, since A^(1/2) is defined for A >= 0 alone; (A^2)^(1/2) = A need not.
             if coefficient == 1 and monomial and all(not isinstance(e, int) for _, e in monomial):
-                return Number(self.ring, {tuple((i, _simple(e * power)) for i, e in monomial): 1})
+                return Number(self.ring, {tuple((i, simple(e * power)) for i, e in monomial): 1})
         index = self.ring.base(self).only_atom()
         return Number(self.ring, {((index, power),): 1})
 
-    # ------------------------------------------------------------ deciding
-
-    def is_zero(self, given: tuple[Number, ...] = ()) -> bool:
-        """Whether the number vanishes for all values of the symbols at which it is defined.
-
-        Args:
-            given: Numbers that are zero where the question is asked.
-
-        """
-        if not self.terms:
-            return True
-        for index in self.atoms():
-            if self.ring.atoms[index].head == "zero":
-                return self._zero_in_both_cases(index, given)
-        bases = [index for index in self.atoms() if self.ring.atoms[index].kind == "base"]
-        if bases:
-            # The last made can be inside no other's expression.
-            return all(part.is_zero(given) for part in self._expanded(max(bases)))
-        number = self
-        for equation in given:
-            number = number.remainder(equation)
-        return not number.terms
-
-    def _zero_in_both_cases(self, mask: int, given: tuple[Number, ...]) -> bool:
-        """Whether the number vanishes where the equation behind ``mask`` holds, and where it does not."""
-        zero, one = self.ring.constant(0), self.ring.constant(1)
-        (equation,) = self.ring.atoms[mask].arguments
-        fails = self.rebuilt(lambda i: zero if i == mask else None)
-        holds = self.rebuilt(lambda i: one if i == mask else None)
-        return fails.is_zero(given) and holds.is_zero((*given, equation))
-
-    def remainder(self, divisor: Number) -> Number:
-        """What is left of a polynomial on division by another; 0 if and only if that divides it."""
-        leading = max(divisor.terms, key=_order)
-        if any(not isinstance(e, int) or e < 0 for m in (*self.terms, *divisor.terms) for _, e in m):
-            return self
-        rest, left = self, self.ring.constant(0)
-        while rest.terms:
-            monomial = max(rest.terms, key=_order)
-            term = Number(self.ring, {monomial: rest.terms[monomial]})
-            quotient = _quotient(monomial, leading)
-            if quotient is None:
-                rest, left = rest - term, left + term
-            else:
-                factor = Fraction(rest.terms[monomial]) / Fraction(divisor.terms[leading])
-                rest = rest - Number(self.ring, {quotient: factor}) * divisor
-        return left
+    # ------------------------------------------------------------ names for long sums
 
     def named(self, longest: int = 40) -> Number:
         """The number itself or, if it has many terms, a multiple of an atom that stands for them.
@@ -417,10 +376,10 @@ class Number:
             if self.ring.atoms[index].kind == "base" and all(
                 isinstance(e, int) and e > 0 for m in number.terms for i, e in m if i == index
             ):
-                (number,) = list(number._expanded(index)) or [self.ring.constant(0)]
+                (number,) = list(number.without(index)) or [self.ring.constant(0)]
         return number
 
-    def _expanded(self, base: int) -> Iterator[Number]:
+    def without(self, base: int) -> Iterator[Number]:
         """The parts with different fractional powers of ``base``, each times what clears its negative powers."""
         groups: dict[Fraction, dict[Exponent, dict[Monomial, Coefficient]]] = {}
         for monomial, coefficient in self.terms.items():
@@ -435,118 +394,3 @@ class Number:
             for exponent, terms in powers.items():
                 total = total + Number(self.ring, terms) * expression ** int(exponent - lowest)
             yield total
-
-    # ------------------------------------------------------------ calculus
-
-    def rebuilt(self, replace: Callable[[int], Number | None]) -> Number:
-        """The number with atoms replaced, inside functions too; ``None`` keeps an atom."""
-        done: dict[int, Number] = {}
-
-        def atom(index: int) -> Number:
-            if index not in done:
-                done[index] = replace(index) or self._rebuilt_atom(index, replace)
-            return done[index]
-
-        return sum_of(
-            self.ring, (product_of(self.ring, c, (atom(i) ** e for i, e in m)) for m, c in self.terms.items())
-        )
-
-    def _rebuilt_atom(self, index: int, replace: Callable[[int], Number | None]) -> Number:
-        atom = self.ring.atoms[index]
-        arguments = tuple(argument.rebuilt(replace) for argument in atom.arguments)
-        if all(new.key() == old.key() for new, old in zip(arguments, atom.arguments, strict=True)):
-            return self.ring.atom(index)
-        if atom.kind == "base":
-            return arguments[0]
-        rebuild = REBUILDERS.get(atom.head)
-        if rebuild is None:
-            raise NotExactError(f"{atom.name} cannot be evaluated elsewhere")
-        return rebuild(*arguments)
-
-    def derivative(self, symbol: int) -> Number:
-        """Partial derivative with respect to a symbol."""
-        total = self.ring.constant(0)
-        for monomial, coefficient in self.terms.items():
-            for k, (index, exponent) in enumerate(monomial):
-                inner = self._atom_derivative(index, symbol)
-                if inner.terms:
-                    rest = monomial[:k] + monomial[k + 1 :]
-                    lowered = rest if exponent == 1 else tuple(sorted((*rest, (index, _simple(exponent - 1)))))
-                    total = total + Number(self.ring, {lowered: coefficient * exponent}) * inner
-        return total
-
-    def _atom_derivative(self, index: int, symbol: int) -> Number:
-        if index == symbol:
-            return self.ring.constant(1)
-        atom = self.ring.atoms[index]
-        inner = [argument.derivative(symbol) for argument in atom.arguments]
-        if all(not part.terms for part in inner):
-            return self.ring.constant(0)
-        if atom.kind == "base":
-            return inner[0]
-        rule = DERIVATIVES.get(atom.head)
-        if rule is None:
-            raise NotExactError(f"{atom.name} has no derivative here")
-        return rule(atom.arguments[0]) * inner[0]
-
-
-# Elementary function -> itself on numbers, and its derivative; filled by `functions`.
-REBUILDERS: dict[str, Callable[..., Number]] = {}
-DERIVATIVES: dict[str, Callable[[Number], Number]] = {}
-
-
-def _order(monomial: Monomial) -> tuple[tuple[int, Exponent], ...]:
-    """Lexicographic order of monomials, the last atom first."""
-    return tuple(reversed(monomial))
-
-
-def _quotient(monomial: Monomial, divisor: Monomial) -> Monomial | None:
-    """``monomial / divisor`` if that has no negative power."""
-    powers = dict(monomial)
-    for index, exponent in divisor:
-        powers[index] = powers.get(index, 0) - exponent
-        if powers[index] < 0:
-            return None
-    return tuple(sorted((i, e) for i, e in powers.items() if e))
-
-
-def sum_of(ring: Ring, numbers: Iterable[Number]) -> Number:
-    """Sum of numbers."""
-    total = ring.constant(0)
-    for number in numbers:
-        total = total + number
-    return total
-
-
-def product_of(ring: Ring, coefficient: Coefficient, numbers: Iterable[Number]) -> Number:
-    """Product of numbers."""
-    total = ring.constant(coefficient)
-    for number in numbers:
-        total = total * number
-    return total
-
-
-def power_of_value(value: Any, exponent: Exponent) -> Any:
-    """``value ** exponent``."""
-    base = as_mpf(value)
-    if base < 0 and not isinstance(exponent, int):
-        raise NotExactError("a fractional power of a negative number")
-    return base**exponent if isinstance(exponent, int) else base ** as_mpf(exponent)
-
-
-def as_mpf(value: Any) -> Any:
-    """A value as a multi-precision float."""
-    if isinstance(value, int | Fraction):
-        with mpmath.workdps(DIGITS):
-            return mpmath.mpf(value.numerator) / value.denominator
-    return mpmath.mpf(value)
-
-
-def _simple(exponent: Exponent) -> Exponent:
-    if isinstance(exponent, int):
-        return exponent
-    return int(exponent) if exponent == int(exponent) else exponent
-
-
-def _factor_text(name: str, exponent: Exponent) -> str:
-    return name if exponent == 1 else f"{name}^{exponent if isinstance(exponent, int) else f'({exponent})'}"

@@ -195,7 +195,7 @@ def user_line(frame: FrameType | None) -> str:
     """``file:line`` of the innermost frame that is neither torch's nor this package's, below the trace itself."""
     while frame is not None and frame.f_code.co_filename != __file__:
         if is_user_file(frame.f_code.co_filename):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            return f"{_shown(frame.f_code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 
@@ -209,7 +209,13 @@ def is_user_file(filename: str) -> bool:
 
 def _line_of_error(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_file(f.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{_shown(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+
+
+def _shown(filename: str) -> str:
+    """A file as seen from the working directory, if it is below it."""
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename
 
 
 # ---------------------------------------------------------------- refusals
