@@ -2,7 +2,7 @@
 # make test     lint, types and the test suite; what CI runs
 # make test-all the same with the long sweeps
 # make bench    benchmarks, written to benchmarks/results/
-# make proofs   theorems (sympy), the ledger of claims, and the Coq development where coqc is installed
+# make proofs   theorems (sympy), the shipped losses, the ledger of claims, and Coq where coqc is installed
 # make readme   regenerates the README's tables and figures, and the derivations
 PYTHON ?= python3
 VENV := .venv

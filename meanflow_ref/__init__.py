@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meanflow_ref.fields.points import PointMasses
     from meanflow_ref.fields.shell import Shell
     from meanflow_ref.fields.uniform import UniformBoxes
+    from meanflow_ref.kit.prove.prove import prove_loss
     from meanflow_ref.objectives.guidance import Guidance
     from meanflow_ref.objectives.meanflow import meanflow_loss
     from meanflow_ref.objectives.times import LogitNormalPair, UniformPair
@@ -45,6 +46,7 @@ _PUBLIC = {
     "VariancePreservingPath": "paths",
     "average_velocity": "truth",
     "meanflow_loss": "objectives.meanflow",
+    "prove_loss": "kit.prove.prove",
     "sample": "sampling",
 }
 
@@ -67,6 +69,7 @@ __all__ = [
     "__version__",
     "average_velocity",
     "meanflow_loss",
+    "prove_loss",
     "sample",
 ]
 

@@ -35,6 +35,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     return verify(arguments)
 
 
+def _prove(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.prove.command import prove
+
+    return prove(arguments)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from meanflow_ref.train.__main__ import main as train
 
@@ -56,6 +62,7 @@ def _cite(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "verify": (_verify, "the main job: proofs, exact truth, the reference loss held against it, and its mutants"),
+    "prove": (_prove, "prove that a loss, value and gradient, is the formula; or show where it is not"),
     "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
     "doctor": (_doctor, "versions, devices and optional packages found"),
     "cite": (_cite, "BibTeX for this library and the paper"),
@@ -76,6 +83,10 @@ def build_parser() -> argparse.ArgumentParser:
         child = commands.add_parser(name, help=text, description=text, add_help=name != "train")
         if name == "verify":
             _add_verify_options(child)
+        if name == "prove":
+            from meanflow_ref.kit.prove.command import add_options
+
+            add_options(child)
         if name == "train":
             child.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser

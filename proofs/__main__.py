@@ -1,4 +1,4 @@
-"""``python -m proofs``: check the theorems, or the ledger of claims, and print a table while doing so."""
+"""``python -m proofs``: check theorems and shipped losses, or the ledger of claims, and print a table meanwhile."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
-from . import ProofError, TheoremResult, claims, run_all, theorems
+from . import ProofError, TheoremResult, claims, run_all, theorems, traced
 from .claims import Settled
 from .document import PATH, document
 from .ledger.page import PATH as CLAIMS_PATH
 from .ledger.page import page
 from .theorem import Step
+from .traced import TracedResult
 
 _WIDTHS = (9, 22, 6, 9, 8, 8)
 
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = "ids of theorems, or families such as `gaussian`; with --claims rows or documents (default: all)"
     parser.add_argument("names", nargs="*", help=names)
     parser.add_argument("--claims", action="store_true", help="settle the ledger of claims instead (needs torch)")
+    parser.add_argument("--losses", action="store_true", help="trace and prove the shipped losses alone (needs torch)")
     parser.add_argument("--verbose", action="store_true", help="print every step and control with its verdict")
     parser.add_argument(
         "--write", action="store_true", help=f"write {PATH.name} and {CLAIMS_PATH.name} (all must hold)"
@@ -39,14 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.claims:
         return _check_claims(options)
+    if options.losses:
+        return _check_losses(options)
     # Writing renews both pages: the ledger's rows name theorems.
-    return _check(options) or (_check_claims(options) if options.write else 0)
+    after = [] if options.names else [_check_losses]
+    after += [_check_claims] if options.write else []
+    return max([_check(options), *(check(options) for check in after)])
 
 
 def _listing(options: argparse.Namespace) -> list[str]:
     """What the names choose, a line each."""
     if options.claims:
         return [f"{row.id:8} {row.verdict:21} {row.text}" for row in claims.claims(options.names)]
+    if options.losses:
+        return [f"{row.id:26} {row.verdict:9} {row.title}" for row in traced.shipped(tuple(options.names))]
     return [f"{spec.family:18} {spec.id:24} {spec.title}" for spec in theorems(options.names)]
 
 
@@ -80,6 +89,32 @@ def _check(options: argparse.Namespace) -> int:
     elif options.write:
         say(f"{PATH.name} not written: it holds all theorems, and all must hold", "red")
         return 1
+    return 1 if failed else 0
+
+
+def _check_losses(options: argparse.Namespace) -> int:
+    say = _printer()
+    if find_spec("torch") is None:
+        say("shipped losses: not traced, since torch is not installed", "yellow")
+        return 0
+    start = time.perf_counter()
+
+    def progress(result: TracedResult, number: int, total: int) -> None:
+        row = result.shipped
+        head = f"{result.verdict if result.ok else 'FAILS':10}{row.id:26}{result.seconds:6.2f} s"
+        say(f"{head}  [{number}/{total}] {row.title}", "" if result.ok else "red")
+        if options.verbose or not result.ok:
+            say(result.report, "dim" if result.ok else "red")
+
+    results = traced.run(progress, options.names)
+    failed = [result.shipped.id for result in results if not result.ok]
+    proved = sum(result.ok and result.verdict == "PROVED" for result in results)
+    refuted = sum(result.ok and result.verdict == "REFUTED" for result in results)
+    say(
+        f"{proved} shipped losses proved, value and gradient; {refuted} by finite differences refuted, "
+        f"{time.perf_counter() - start:.1f} s" + (f". Failing: {', '.join(failed)}" if failed else ""),
+        "bold red" if failed else "bold green",
+    )
     return 1 if failed else 0
 
 

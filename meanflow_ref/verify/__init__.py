@@ -13,6 +13,7 @@ from meanflow_ref.verify.check import Check, Result, run_check
 # "module:function", in the order of the report.
 SECTIONS: tuple[str, ...] = (
     "meanflow_ref.verify.rows_proofs:checks",
+    "meanflow_ref.verify.rows_traced:checks",
     "meanflow_ref.verify.rows_truth:checks",
     "meanflow_ref.verify.rows_loss:checks",
     "meanflow_ref.verify.rows_mutants:checks",

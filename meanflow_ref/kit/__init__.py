@@ -1,0 +1,1 @@
+"""The conformance kit: measures somebody's code from outside, and names what is wrong with it."""
