@@ -49,16 +49,24 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _cite(arguments: argparse.Namespace) -> int:
     from meanflow_ref.doctor import BIBTEX
+    from meanflow_ref.truth.golden.command import citation
 
-    print(BIBTEX)
+    print(f"{BIBTEX}\n\n{citation()}")
     return 0
+
+
+def _vectors(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.truth.golden.command import vectors
+
+    return vectors(arguments)
 
 
 COMMANDS = {
     "verify": (_verify, "the main job: proofs, exact truth, the reference loss held against it, and its mutants"),
     "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
     "doctor": (_doctor, "versions, devices and optional packages found"),
-    "cite": (_cite, "BibTeX for this library and the paper"),
+    "cite": (_cite, "BibTeX for this library and the paper, the oracle's number and digest"),
+    "vectors": (_vectors, "export the golden vectors as JSON and npz"),
 }
 
 
@@ -76,6 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         child = commands.add_parser(name, help=text, description=text, add_help=name != "train")
         if name == "verify":
             _add_verify_options(child)
+        if name == "vectors":
+            child.add_argument("folder", type=Path, metavar="DIR", help="where to; made if need be")
+            child.add_argument("--oracle", type=int, metavar="N", help="the oracle's number (default: the newest)")
         if name == "train":
             child.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser

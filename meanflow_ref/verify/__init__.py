@@ -15,6 +15,7 @@ SECTIONS: tuple[str, ...] = (
     "meanflow_ref.verify.rows_proofs:checks",
     "meanflow_ref.verify.rows_truth:checks",
     "meanflow_ref.verify.rows_loss:checks",
+    "meanflow_ref.verify.rows_golden:checks",
     "meanflow_ref.verify.rows_mutants:checks",
 )
 
