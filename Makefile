@@ -54,6 +54,7 @@ proofs: $(VENV)/.runtime
 readme: $(VENV)/.dev
 	$(BIN)/python -m proofs --write
 	$(BIN)/meanflow-ref verify --no-report --figures docs/figures --readme README.md
+	$(BIN)/python -m meanflow_ref.verify.vectors_readme README.md
 
 golden: $(VENV)/.dev
 	$(BIN)/python -m meanflow_ref.truth.golden

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 
 from meanflow_ref.truth.golden import FieldCase, load
-from meanflow_ref.truth.golden.recertify import cheap, differences
 from meanflow_ref.verify.check import Check
 from meanflow_ref.verify.vectors import Answers, Held, closed, has_closed_flow, held, ode, velocity
 from meanflow_ref.verify.vectors_loss import held_loss
@@ -19,6 +18,9 @@ SEED = 0
 
 def not_reproduced() -> float:
     """Frozen outputs that do not come out when certified anew. Every file's digest is checked on the way."""
+    # Here, so that without python-flint this row fails and says so, and no other.
+    from meanflow_ref.truth.golden.recertify import cheap, differences
+
     return float(sum(len(differences(case)) for case in cheap(load(), LIVE, SEED)))
 
 
@@ -66,8 +68,8 @@ def checks() -> list[Check]:
             0.0,
             note="drawn by a seed; the time is beside it",
         ),
-        Check(GROUP, f"oracle {number}: exact v, all field values, ulps", velocity_units, 1e3, note=_UNITS),
-        Check(GROUP, f"oracle {number}: closed u, end, log det J, ulps", closed_units, 1e3, note=_UNITS),
-        Check(GROUP, f"oracle {number}: u by torchdiffeq, every tenth value, ulps", ode_units, 1e4, note=_UNITS),
-        Check(GROUP, f"oracle {number}: reference loss and gradient, all targets, ulps", loss_units, 1e3),
+        Check(GROUP, f"oracle {number}: exact v, all field values, ulps", velocity_units, 50.0, note=_UNITS),
+        Check(GROUP, f"oracle {number}: closed u, end, log det J, ulps", closed_units, 1500.0, note=_UNITS),
+        Check(GROUP, f"oracle {number}: u by torchdiffeq, every tenth value, ulps", ode_units, 300.0, note=_UNITS),
+        Check(GROUP, f"oracle {number}: reference loss and gradient, all targets, ulps", loss_units, 80.0),
     ]

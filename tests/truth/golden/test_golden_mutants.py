@@ -107,7 +107,8 @@ def test_cases_near_the_noise_reject_a_division_by_alpha() -> None:
         z, v = np.array(case.z), values(case, "v")
         noise = z + (1 - case.t) * v
         with np.errstate(all="ignore"):
-            return np.divide(noise - z, 1 - case.t)
+            found: Array = (noise - z) / (1 - case.t)
+            return found
 
     assert rejected(chosen, "v", by_noise, 16 * EPS) > 0.6
 
