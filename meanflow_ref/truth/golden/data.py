@@ -119,6 +119,10 @@ class FieldCase:
         yield from (*self.z, self.r, self.t)
         yield from self.field.numbers()
 
+    def floats(self, name: str) -> Any:
+        """The float64 nearest to an output: a number, or nested lists of numbers."""
+        return nested(self.outputs[name])
+
     @property
     def amplification(self) -> float:
         """``1 + |J|``, J the flow map's Jacobian in the maximum norm: how far an error on the way is carried."""
@@ -175,6 +179,10 @@ class LossCase:
         """Every number that an implementation is given in its own precision; the scalar options stay float64."""
         yield from (*self.x, *self.eps, self.r, self.t)
         yield from self.network.numbers()
+
+    def floats(self, name: str) -> Any:
+        """The float64 nearest to an output: a number, or nested lists of numbers."""
+        return nested(self.outputs[name])
 
 
 Case: TypeAlias = FieldCase | LossCase

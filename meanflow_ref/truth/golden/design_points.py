@@ -16,6 +16,8 @@ from meanflow_ref.truth.golden.design_fields import Subject
 from meanflow_ref.truth.golden.flags import FIELD_FLAGS
 
 NARROW = 0.0625
+# Properties of a field, the rarest first: the note tells of the first that a case has.
+TELLING = ("GUIDED", "NARROW_MODES", "OTHER_PATH", "UNEQUAL_WIDTHS", "UNEQUAL_WEIGHTS")
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def field_cases(file: str) -> Iterator[FieldCase]:
             case = FieldCase("", name, subject.data, path, drawn.z, drawn.r, drawn.t, (), "")
             flags = (region, *_properties(case))
             yield FieldCase(
-                "", name, subject.data, path, drawn.z, drawn.r, drawn.t, flags, _note(case, region, subject)
+                "", name, subject.data, path, drawn.z, drawn.r, drawn.t, flags, _note(case, region, subject, flags)
             )
 
 
@@ -182,8 +184,8 @@ def _properties(case: FieldCase) -> Iterator[str]:
             yield f"{dtype.upper()}_INPUTS"
 
 
-def _note(case: FieldCase, region: str, subject: Subject) -> str:
-    """What the case catches, in its own numbers."""
+def _note(case: FieldCase, region: str, subject: Subject, flags: tuple[str, ...]) -> str:
+    """What the case catches, in its own numbers: its region's mistake, and that of its rarest property."""
     h = case.t - case.r
     where = {
         "ORDINARY": f"t - r = {h:.3g}",
@@ -196,4 +198,5 @@ def _note(case: FieldCase, region: str, subject: Subject) -> str:
         "SEPARATRIX": f"z = ({', '.join(f'{x:.3g}' for x in case.z[:3])}{', ...' if len(case.z) > 3 else ''})",
     }[region]
     special = f" ({subject.note})" if subject.note else ""
-    return f"{case.name}{special}, {where}. Catches {FIELD_FLAGS[region].catches}."
+    also = next((f"; {FIELD_FLAGS[flag].catches}" for flag in TELLING if flag in flags), "")
+    return f"{case.name}{special}, {where}. Catches {FIELD_FLAGS[region].catches}{also}."

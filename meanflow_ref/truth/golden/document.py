@@ -31,8 +31,8 @@ SCHEMAS = {"fields": "meanflow-ref/golden-fields/1", "losses": "meanflow-ref/gol
 CONVENTIONS = {
     "numbers": (
         "Inputs are float64 in hexadecimal and exact. Of an output, the true value lies in [mid - rad, mid + rad]; mid "
-        "is it correctly rounded to the digits shown, f64 the float64 nearest to mid, and rounded says whether f64 is "
-        "proved to be the float64 nearest to the true value."
+        "is the true value correctly rounded to the digits shown (a 0 to the place of rad), f64 the float64 nearest to "
+        "mid, and rounded says whether f64 is proved to be the float64 nearest to the true value."
     ),
     "time": "0 <= r <= t <= 1; t = 0 is data, t = 1 is noise; z_t = alpha x + sigma eps.",
     "paths": (

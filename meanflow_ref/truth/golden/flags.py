@@ -127,6 +127,12 @@ LOSS_FLAGS = {
         "a path that is not linear",
         "z = (1 - t) x + t eps, or v = eps - x, written into the code",
     ),
-    "BFLOAT16_INPUTS": FIELD_FLAGS["BFLOAT16_INPUTS"],
-    "FLOAT32_INPUTS": FIELD_FLAGS["FLOAT32_INPUTS"],
+    "BFLOAT16_INPUTS": Flag(
+        "x, eps, r, t and the network's weights are exact in bfloat16, hence in float32 and float64 too",
+        "an error blamed on half precision that is not due to rounded inputs",
+    ),
+    "FLOAT32_INPUTS": Flag(
+        "x, eps, r, t and the network's weights are exact in float32",
+        "an error blamed on float32 that is not due to rounded inputs",
+    ),
 }
