@@ -3,6 +3,7 @@
 # make test-all the same with the long sweeps
 # make bench    benchmarks, written to benchmarks/results/
 # make proofs   theorems (sympy), the shipped losses, the ledger of claims, and Coq where coqc is installed
+# make golden   certifies every golden vector again and compares with the frozen files (minutes)
 # make readme   regenerates the README's tables and figures, and the derivations
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := meanflow_ref proofs benchmarks tests
 
-.PHONY: help verify test test-all lint bench readme proofs wheel-test clean
+.PHONY: help verify test test-all lint bench readme golden proofs wheel-test clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -53,6 +54,10 @@ proofs: $(VENV)/.runtime
 readme: $(VENV)/.dev
 	$(BIN)/python -m proofs --write
 	$(BIN)/meanflow-ref verify --no-report --figures docs/figures --readme README.md
+	$(BIN)/python -m meanflow_ref.verify.vectors_readme README.md
+
+golden: $(VENV)/.dev
+	$(BIN)/python -m meanflow_ref.truth.golden
 
 # A wheel in an empty environment must run the main job whole.
 wheel-test: $(VENV)/.dev

@@ -55,9 +55,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _cite(arguments: argparse.Namespace) -> int:
     from meanflow_ref.doctor import BIBTEX
+    from meanflow_ref.truth.golden.command import citation
 
-    print(BIBTEX)
+    print(f"{BIBTEX}\n\n{citation()}")
     return 0
+
+
+def _vectors(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.truth.golden.command import vectors
+
+    return vectors(arguments)
 
 
 COMMANDS = {
@@ -65,7 +72,8 @@ COMMANDS = {
     "prove": (_prove, "prove that a loss, value and gradient, is the formula; or show where it is not"),
     "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
     "doctor": (_doctor, "versions, devices and optional packages found"),
-    "cite": (_cite, "BibTeX for this library and the paper"),
+    "cite": (_cite, "BibTeX for this library and the paper, the oracle's number and digest"),
+    "vectors": (_vectors, "export the golden vectors as JSON and npz"),
 }
 
 
@@ -87,6 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
             from meanflow_ref.kit.prove.command import add_options
 
             add_options(child)
+        if name == "vectors":
+            child.add_argument("folder", type=Path, metavar="DIR", help="where to; made if need be")
+            child.add_argument("--oracle", type=int, metavar="N", help="the oracle's number (default: the newest)")
         if name == "train":
             child.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser

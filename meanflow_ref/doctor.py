@@ -10,7 +10,7 @@ from meanflow_ref import __version__
 # Package -> the extra that brings it, "" for those that a plain install has.
 _PACKAGES = {
     **dict.fromkeys(("torch", "numpy", "scipy", "sympy", "torchdiffeq", "matplotlib", "rich", "jaxtyping"), ""),
-    **{"python-flint": "truth", "tyro": "train", "pytest-benchmark": "bench", "jax": "jax"},
+    **{"python-flint": "", "tyro": "train", "pytest-benchmark": "bench", "jax": "jax"},
     **{"hypothesis": "dev", "mypy": "dev"},
 }
 

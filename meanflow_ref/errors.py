@@ -56,6 +56,10 @@ class CertificationError(MeanFlowError, RuntimeError):
     """A rigorous enclosure could not be made; the message names the hypothesis that failed."""
 
 
+class VectorError(MeanFlowError, ValueError):
+    """A file of golden vectors is missing, truncated, altered, or of a schema that this version does not read."""
+
+
 class MissingExtraError(MeanFlowError, ImportError):
     """An optional dependency is not installed."""
 

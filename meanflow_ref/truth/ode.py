@@ -70,7 +70,9 @@ def average_velocity_ode(
         TruthError: The solver failed, or the velocity is not finite somewhere on the way.
         MissingExtraError: torchdiffeq is not installed.
 
-    Precision: the true error is below ``tol (1 + |J|)``, since an error made on the way is amplified by the flow map.
+    Precision: the true error is about ``tol (1 + |u|)`` and usually far below, times the largest ``1 + |J|`` from any
+    point on the way, since an error made there is amplified by the rest of the flow map. Between modes that can be some
+    times the ``|J|`` of the whole way, which the golden vectors of separatrices show.
     ``error`` is one tolerance, for an error made at the end of the way, and the difference from a second solve at ten
     times the tolerance that *starts* one tolerance away from 0: that displacement arrives multiplied by J, so that
     the estimate knows the conditioning even where the two solves happen to agree. It exceeds the true error, usually
