@@ -66,7 +66,7 @@ def meanflow_loss(
     weight_power: float = 1.0,
     weight_eps: float = 1e-3,
     norm: str = "sum",
-    jvp: str | JvpBackend = "func",
+    jvp: str | JvpBackend = "stopgrad",
     two_pass: bool = False,
     convention: Convention | None = None,
 ) -> MeanFlowTerms:
@@ -144,7 +144,7 @@ def meanflow_loss_at(
     weight_power: float = 1.0,
     weight_eps: float = 1e-3,
     norm: str = "sum",
-    jvp: str | JvpBackend = "func",
+    jvp: str | JvpBackend = "stopgrad",
     two_pass: bool = False,
     convention: Convention | None = None,
 ) -> MeanFlowTerms:
