@@ -65,7 +65,7 @@ def attention_tangent(
     columns, groups = k.shape[2], heads // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
 
-    def flat(x: Tensor | None, repeat: bool) -> Tensor | None:
+    def flat(x: Any, repeat: bool) -> Any:
         if x is None:
             return None
         x = x.repeat_interleave(groups, 1) if repeat and groups > 1 else x
@@ -73,7 +73,6 @@ def attention_tangent(
 
     q_, k_, v_, out_ = flat(q, False), flat(k, True), flat(v, True), flat(out, False)
     dq_, dk_, dv_ = flat(dq, False), flat(dk, True), flat(dv, True)
-    assert q_ is not None and k_ is not None and v_ is not None and out_ is not None
     lse_ = lse[..., :rows].reshape(batch * heads, rows, 1).to(wide)
     tangent = torch.empty(batch * heads, rows, v.shape[-1], dtype=wide, device=q.device)
     # Whole heads where a head's scores fit, else rows of one head.
@@ -182,8 +181,8 @@ def attention_rule(d: TangentOf, op: Op, out: Any, q: Tensor, k: Tensor, v: Tens
     value, lse = out[0], out[1]
     if lse.numel() == 0:
         # Without a graph in sight the efficient kernel leaves the logsumexp out: once more, with it.
-        lse = op(q, k, v, *(True if a.name == "compute_log_sumexp" else given.get(a.name) for a in op._schema.arguments[3:]
-                            if not a.kwarg_only), **{"scale": scale})[1]  # fmt: skip
+        again = [True if a.name == "compute_log_sumexp" else given.get(a.name) for a in op._schema.arguments[3:]]
+        lse = op(q, k, v, *again[: len(args)], scale=scale)[1]
     tangent = attention_tangent(
         q,
         k,

@@ -303,7 +303,9 @@ def softmax(func: Any, x: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any
     return Pair(out, tangent)
 
 
-def layer_norm(func: Any, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *rest: Any) -> Any:
+def layer_norm(
+    func: Any, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *rest: Any
+) -> Any:
     """Symmetric in the normalised dimensions; the statistics are the value's."""
     if d(weight) is not None or d(bias) is not None:
         return by_forward_mode(func, x, shape, weight, bias, eps)
@@ -318,7 +320,9 @@ def layer_norm(func: Any, x: Any, shape: Any, weight: Any = None, bias: Any = No
     return Pair(out, tangent)
 
 
-def group_norm(func: Any, x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *rest: Any) -> Any:
+def group_norm(
+    func: Any, x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *rest: Any
+) -> Any:
     """Symmetric in a group."""
     if d(weight) is not None or d(bias) is not None:
         return by_forward_mode(func, x, groups, weight, bias, eps)
@@ -414,20 +418,21 @@ def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
 
     def of_moving(*values: Tensor) -> Any:
         now, named = list(fixed), dict(fixed_named)
-        for i, x in zip([*places, *names], values, strict=True):
-            if isinstance(i, str):
-                named[i] = x
-            else:
-                now[i] = x
+        for i, x in zip(places, values, strict=False):
+            now[i] = x
+        named.update(zip(names, values[len(places) :], strict=False))
         return func(*now, **named)
 
+    at, along = tuple(x.value.detach() for x in moving), tuple(x.tangent for x in moving)
     with torch.no_grad():
-        tangents = torch.func.jvp(of_moving, tuple(x.value.detach() for x in moving), tuple(x.tangent for x in moving))[1]
+        tangents: Any = torch.func.jvp(of_moving, at, along)[1]
     if isinstance(value, Tensor):
-        return pair(value, tangents) if value.is_floating_point() else value
-    return tuple(
-        pair(a, b) if isinstance(a, Tensor) and a.is_floating_point() else a for a, b in zip(value, tangents, strict=True)
-    )
+        return _if_floating(value, tangents)
+    return tuple(_if_floating(a, b) for a, b in zip(value, tangents, strict=True))
+
+
+def _if_floating(value: Any, tangent: Any) -> Any:
+    return pair(value, tangent) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 # ---------------------------------------------------------------- the table itself
@@ -441,20 +446,22 @@ def _define(rule: Callable[..., Any], names: str) -> None:
                 RULES[function] = rule
 
 
-_CONSTANT = """size dim numel stride is_contiguous storage_offset is_floating_point is_complex element_size nelement
-ndimension get_device __len__ eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ argmax argmin zeros_like
+_CONSTANT = """size dim numel stride is_contiguous storage_offset is_floating_point is_complex element_size
+nelement ndimension get_device __len__ eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ argmax argmin zeros_like
 ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor isnan isinf isfinite
 sign floor ceil round detach all any is_same_size"""
 _LINEAR = """view reshape permute transpose swapaxes unsqueeze squeeze expand expand_as chunk split unbind flatten
-unflatten contiguous to float half bfloat16 double type repeat repeat_interleave roll flip interpolate upsample avg_pool2d
-adaptive_avg_pool2d avg_pool1d mean sum pixel_shuffle pixel_unshuffle fold unfold neg __neg__ clone narrow select
+unflatten contiguous to float half bfloat16 double type repeat repeat_interleave roll flip interpolate upsample
+avg_pool2d adaptive_avg_pool2d avg_pool1d mean sum pixel_shuffle pixel_unshuffle fold unfold neg __neg__ clone narrow select
 index_select movedim moveaxis view_as reshape_as t tensor_split diagonal tile rot90 cumsum triu tril broadcast_to gather
 hsplit vsplit type_as"""
 _NUMBERS = "item tolist numpy __float__ __int__ __setitem__"
-_PLAIN = "silu gelu sigmoid tanh relu softplus elu mish leaky_relu hardtanh hardsigmoid hardswish exp exp2 expm1 log log1p"
-_OPTIONS = {
+# Functions of the table's diagonal group, with the names of their options in the kernel's order.
+_ELEMENTWISE = {
     "leaky_relu": ("negative_slope",), "softplus": ("beta", "threshold"), "elu": ("alpha",),
-    "hardtanh": ("min_val", "max_val"), "gelu": (),
+    "hardtanh": ("min_val", "max_val"),
+    **dict.fromkeys(("silu", "gelu", "sigmoid", "tanh", "relu", "mish", "hardsigmoid", "hardswish", "exp", "exp2",
+                     "expm1", "log", "log1p", "log2", "sin", "cos", "atan", "sqrt", "rsqrt", "reciprocal", "square", "erf"), ()),
 }  # fmt: skip
 
 _define(constant, _CONSTANT)
@@ -473,8 +480,8 @@ _define(product, "matmul __matmul__ mm bmm")
 _define(affine, "linear")
 _define(convolved, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
 _define(einsum, "einsum")
-for _name in (*_PLAIN.split(), "log2", "sin", "cos", "atan", "sqrt", "rsqrt", "reciprocal", "square", "erf"):
-    _define(symmetric(DIAGONAL[_name], _OPTIONS.get(_name, ())), _name)
+for _name, _options in _ELEMENTWISE.items():
+    _define(symmetric(DIAGONAL[_name], _options), _name)
 _define(softmax, "softmax")
 _define(layer_norm, "layer_norm")
 _define(group_norm, "group_norm")
@@ -491,18 +498,18 @@ def _method(name: str) -> Any:
     return method
 
 
+_COMPARISONS = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 _METHODS = f"""{_CONSTANT} {_LINEAR} add __add__ __radd__ sub __sub__ __rsub__ mul __mul__ __rmul__ div __truediv__ pow
-__pow__ matmul __matmul__ mm bmm softmax sigmoid tanh relu exp exp2 expm1 log log1p log2 sin cos sqrt rsqrt square reciprocal
-abs erf __getitem__ var std norm clamp clamp_min clamp_max masked_fill log_softmax __rtruediv__ __rpow__ amax amin max min
-logsumexp cumprod prod sinh cosh tan atan where pad lerp addcmul minimum maximum swapdims ravel"""
+__pow__ matmul __matmul__ mm bmm softmax sigmoid tanh relu exp exp2 expm1 log log1p log2 sin cos sqrt rsqrt square
+reciprocal abs erf __getitem__ var std norm clamp clamp_min clamp_max masked_fill log_softmax __rtruediv__ __rpow__ amax
+amin max min logsumexp cumprod prod sinh cosh tan atan where lerp addcmul minimum maximum swapdims ravel"""
+_WRITES = """__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ipow__ __float__ __int__ item tolist numpy add_ sub_ 
+mul_ div_ copy_ fill_ zero_ clamp_ relu_ sigmoid_ tanh_ exp_ masked_fill_ index_put_ scatter_ scatter_add_ index_add_
+index_copy_ t_ transpose_ squeeze_ unsqueeze_ addcmul_ addcdiv_ lerp_ pow_ sqrt_ neg_"""
 for _name in _METHODS.split():
-    if hasattr(Tensor, _name) and not hasattr(Pair, _name) | (_name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")):
+    if hasattr(Tensor, _name) and not hasattr(Pair, _name):
         setattr(Pair, _name, _method(_name))
-for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
+for _name in _COMPARISONS.split():  # which every object has
     setattr(Pair, _name, _method(_name))
-for _name in (
-    "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ipow__ __float__ __int__ item tolist numpy add_ sub_ mul_ div_ "
-    "copy_ fill_ zero_ clamp_ relu_ sigmoid_ tanh_ exp_ masked_fill_ index_put_ scatter_ scatter_add_ index_add_ "
-    "index_copy_ t_ transpose_ squeeze_ unsqueeze_ addcmul_ addcdiv_ lerp_ pow_ sqrt_ neg_"
-).split():
+for _name in _WRITES.split():
     setattr(Pair, _name, Pair._refuse)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -10,6 +12,8 @@ from torch.utils import _pytree as pytree
 from meanflow_ref.errors import ForwardADError, TangentError
 from meanflow_ref.jvp.stopgrad.table import Op, TangentOf
 
+# The level of forward mode is one for the whole process.
+_ONE_LEVEL = threading.Lock()
 # Below autograd these keys are switched off for the thread; forward mode lives in them.
 _AUTOGRAD_KEYS = (
     "AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView", "ZeroTensor", "Conjugate",
@@ -50,12 +54,13 @@ def forward_mode(d: TangentOf, op: Op, args: tuple[object, ...], kwargs: dict[st
             keep_out = keep_out.remove(getattr(torch._C.DispatchKey, name))
     try:
         with (
+            _ONE_LEVEL,
             torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), keep_out),
             torch.no_grad(),
             forward_ad.dual_level(),
         ):
             out = op(*pytree.tree_map(dual, args), **pytree.tree_map(dual, kwargs))
-            return pytree.tree_map(tangent_of, out)
+            tangents = pytree.tree_map(tangent_of, out)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError) as error:
@@ -65,6 +70,16 @@ def forward_mode(d: TangentOf, op: Op, args: tuple[object, ...], kwargs: dict[st
             "operations with a rule or a forward-mode derivative",
             _register(op),
         ) from error
+
+
+    if op.namespace not in ("aten", "prims") and all(x is None for x in pytree.tree_leaves(tangents)):
+        # PyTorch drops tangents without a word at an operation of a library that registered no derivative.
+        raise ForwardADError(
+            f"the network uses {op}, which has no rule and no forward-mode derivative.",
+            "operations with a rule or a forward-mode derivative",
+            _register(op),
+        )
+    return tangents
 
 
 def _dual(x: Tensor, tangent: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ of the backward pass alone.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from meanflow_ref.errors import TangentError
 from meanflow_ref.jvp._blame import blame_stopgrad
 from meanflow_ref.jvp._moving import moving_part
 from meanflow_ref.jvp.double_backward import double_backward_jvp
-from meanflow_ref.jvp.stopgrad.mode import StopGradMode
+from meanflow_ref.jvp.stopgrad.mode import LeavingTorch, StopGradMode
 
 _ACTIVE = threading.local()
 
@@ -103,6 +105,7 @@ def _dispatched(
             if torch.is_grad_enabled():
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_save_alias, _check_alias))
             stack.enter_context(mode)
+            stack.enter_context(LeavingTorch(mode.tangents))
             u = fn(*copies)
             du_dt = mode.result(u)
     finally:
@@ -114,27 +117,34 @@ def _dispatched(
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 # ---------------------------------------------------------------- what autograd keeps
 
 
-def _save_alias(x: Tensor) -> tuple[Tensor, int]:
+_Saved: TypeAlias = "tuple[Tensor, int, weakref.ref[Tensor]]"
+
+
+def _save_alias(x: Tensor) -> _Saved:
     """What autograd keeps in place of ``x``: an alias, so that x, and its tangent with it, dies with its last user."""
     with torch._C._DisableTorchDispatch():
-        return x.detach(), x._version
+        return x.detach(), x._version, weakref.ref(x)
 
 
-def _check_alias(saved: tuple[Tensor, int]) -> Tensor:
-    """The alias, if nothing was written into it since. With hooks, autograd leaves this check to them."""
-    x, version = saved
+def _check_alias(saved: _Saved) -> Tensor:
+    """The alias, if nothing was written into it since. With hooks, autograd leaves this check to them.
+
+    A network that differentiates inside (a force, a score) gets the tensor itself, whose tangent is known.
+    """
+    x, version, original = saved
     if x._version != version:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
             f"a tensor of shape {tuple(x.shape)} is at version {x._version}; expected version {version} instead."
         )
-    return x
+    alive = original() if getattr(_ACTIVE, "inside", False) else None
+    return x if alive is None else alive
 
 
 class _without_fast_path:
@@ -151,6 +161,10 @@ class _without_fast_path:
 # ---------------------------------------------------------------- where it cannot run
 
 
+def _is_dual(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
 def _require_plain(at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> None:
     if getattr(_ACTIVE, "inside", False):
         raise TangentError(
@@ -165,7 +179,5 @@ def _require_plain(at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> None:
             "loss.backward() or torch.autograd.grad around it",
             'jvp="func" inside torch.func transforms',
         )
-    if forward_ad._current_level >= 0:
-        raise TangentError(
-            "stopgrad_jvp inside a forward_ad.dual_level().", "no forward mode around it", 'jvp="func"'
-        )
+    if forward_ad._current_level >= 0 and any(_is_dual(x) for x in (*at, *along)):
+        raise TangentError("stopgrad_jvp inside a forward_ad.dual_level().", "no forward mode around it", 'jvp="func"')

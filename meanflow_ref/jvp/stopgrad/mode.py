@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from meanflow_ref.errors import TangentError
-from meanflow_ref.jvp.stopgrad.fallback import forward_mode
+from meanflow_ref.jvp.stopgrad.operation import any_moves, tangent_of_operation
 from meanflow_ref.jvp.stopgrad.rules import constant
 from meanflow_ref.jvp.stopgrad.table import RULES, Op
 from meanflow_ref.jvp.stopgrad.tangents import Tangents
@@ -29,7 +30,6 @@ _ALLOCATIONS = frozenset(
     for op in (getattr(getattr(aten, name), o) for o in getattr(aten, name).overloads())
     if not op._schema.is_mutable
 )
-_TAKES_NUMBER = frozenset({aten._local_scalar_dense.default, aten.item.default})
 
 
 class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         if tangents.blank and not func.is_view and RULES.get(func) is not constant:
             _require_filled(tangents, (args, kwargs))
-        live = _any_moves(tangents, args) or (bool(kwargs) and _any_moves(tangents, kwargs.values()))
+        live = any_moves(tangents, args) | (bool(kwargs) and any_moves(tangents, kwargs.values()))
         out = func(*args, **kwargs)
         if live:
             tangent = tangent_of_operation(tangents, func, out, args, kwargs)
@@ -69,35 +69,26 @@ class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def tangent_of_operation(
-    tangents: Tangents, func: Op, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Tangent of what ``func`` returned, by its rule or by forward mode; None for zero."""
-    rule = RULES.get(func)
-    if rule is constant:
-        return None
-    if func in _TAKES_NUMBER:
-        raise TangentError(
-            "the network takes a Python number (.item(), float(), int()) from a tensor that has a tangent; the "
-            "derivative through that number would be lost.",
-            "tensors all the way, or a number that is meant as a constant",
-            "keep it a 0-dimensional tensor; for a constant write x.detach().item()",
-        )
-    if not _differentiable(out):
-        return None
-    if func is aten.as_strided.default:
-        return tangents.view(out, args[0])
-    tangent = NotImplemented
-    if rule is not None:
-        tangent = rule(tangents.get, func, out, *args, **kwargs)
-    if tangent is NotImplemented:
-        tangent = forward_mode(tangents.get, func, args, kwargs)
-    return tangent
+class LeavingTorch(TorchFunctionMode):
+    """Refuses to hand the contents of a tensor with a tangent to code that torch does not see."""
 
+    doors = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
 
-def _differentiable(out: Any) -> bool:
-    parts = out if isinstance(out, tuple | list) else (out,)
-    return any(isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex()) for part in parts)
+    def __init__(self, tangents: Tangents) -> None:
+        super().__init__()
+        self.tangents = tangents
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in self.doors and self.tangents.get(args[0]) is not None:
+            raise TangentError(
+                f"the network hands a tensor that has a tangent to code outside torch, by .{func.__name__}(); the "
+                "derivative through it would be lost.",
+                "torch operations all the way, or values that are meant as constants",
+                f"for a constant write x.detach().{func.__name__}()",
+            )
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
 def _put(tangents: Tangents, out: Any, tangent: Any) -> None:
@@ -109,18 +100,6 @@ def _put(tangents: Tangents, out: Any, tangent: Any) -> None:
             _put(tangents, part, moved)
         elif moved is not None and isinstance(part, Tensor):
             tangents.put(part, moved)
-
-
-def _any_moves(tangents: Tangents, values: Any) -> bool:
-    """Whether a tensor among the arguments has a tangent. All are looked at: an alias of unknown origin must be found."""
-    live = False
-    for value in values:
-        if isinstance(value, Tensor):
-            if tangents.get(value) is not None:
-                live = True
-        elif isinstance(value, tuple | list) and _any_moves(tangents, value):
-            live = True
-    return live
 
 
 def _require_filled(tangents: Tangents, values: Any) -> None:

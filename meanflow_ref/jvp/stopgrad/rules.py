@@ -91,7 +91,7 @@ def subtracted_from(d: TangentOf, op: Op, out: Any, x: Any, y: Any, alpha: Any =
 def chosen(d: TangentOf, op: Op, out: Any, condition: Tensor, x: Any, y: Any) -> Any:
     """``where(c, x, y)`` picks; so do the tangents."""
     dx, dy = (0.0 if d(part) is None else d(part) for part in (x, y))
-    return torch.where(condition, dx, dy)
+    return aten.where(condition, dx, dy)
 
 
 def masked(d: TangentOf, op: Op, out: Any, x: Tensor, mask: Tensor, value: Any) -> Any:
@@ -131,6 +131,9 @@ def divided(d: TangentOf, op: Op, out: Any, x: Any, y: Any, **rounding: Any) -> 
     return (-change if dx is None else dx - change) / y
 
 
+_FUSED = {aten.mm.default: torch.addmm, aten.bmm.default: torch.baddbmm, aten.mv.default: torch.addmv}
+
+
 def matmul(d: TangentOf, op: Op, out: Any, x: Tensor, y: Tensor, *more: Any) -> Any:
     """``x y`` of matrices: x' y + x y', the sum in one kernel."""
     dx, dy = d(x), d(y)
@@ -141,7 +144,7 @@ def matmul(d: TangentOf, op: Op, out: Any, x: Tensor, y: Tensor, *more: Any) -> 
     if dx is None:
         return op(x, dy)
     first = op(dx, y)
-    fused = {aten.mm.default: torch.addmm, aten.bmm.default: torch.baddbmm, aten.mv.default: torch.addmv}.get(op)
+    fused: Any = _FUSED.get(op)
     return first + op(x, dy) if fused is None else fused(first, x, dy)
 
 

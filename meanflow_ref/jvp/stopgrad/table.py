@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from meanflow_ref.errors import ParameterError
 
 # An overload of an operation, such as torch.ops.aten.mul.Tensor.
 Op: TypeAlias = Any
 # Gives an argument's tangent, None for zero and for what is no tensor.
-TangentOf: TypeAlias = Callable[[Any], Tensor | None]
+TangentOf: TypeAlias = Callable[[Any], Any]
 # rule(d, op, out, *args, **kwargs) -> tangent of out (a tuple for several), None for zero, or NotImplemented.
 Rule: TypeAlias = Callable[..., Any]
 
@@ -28,7 +27,8 @@ def overloads(name: str) -> list[Op]:
 
     """
     # "aten.mul.Tensor" is how torch prints an overload.
-    namespace, operation, *wanted = name.replace("::", ".").split(".") if "." in name.replace("::", ".") else ("aten", name)
+    parts = name.replace("::", ".").split(".")
+    namespace, operation, *wanted = parts if len(parts) > 1 else ("aten", *parts)
     packet = getattr(getattr(torch.ops, namespace), operation, None)
     found = [] if packet is None else [getattr(packet, o) for o in packet.overloads() if not wanted or o == wanted[0]]
     if not found:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from meanflow_ref.errors import NetworkError, TangentError
 
-_WRITE_CONSTANT = "write .detach() where a constant is meant, or take jvp=\"forward_ad\""
+_WRITE_CONSTANT = 'write .detach() where a constant is meant, or take jvp="forward_ad"'
 
 
 class _Region:
@@ -31,6 +31,10 @@ class _Region:
         self.storage: Any = None
         # Whether a member died before there was a shadow: what it covered is not known any more.
         self.lost = False
+
+    def alone(self, index: int) -> bool:
+        """Whether the tensor is the one that the storage was made for, and no view of it is known."""
+        return self.origin == index and self.members == {index}
 
 
 class _Entry:
@@ -131,7 +135,7 @@ class Tangents:
     # ---------------------------------------------------------------- results of operations
 
     def put(self, x: Tensor, tangent: Tensor) -> None:
-        """Give ``x``, which an operation has just made, its tangent; as a view, it joins its storage's other tensors."""
+        """Give ``x``, which an operation has just made, its tangent; a view joins the others of its storage."""
         if not (x.is_floating_point() or x.is_complex()):
             return
         if tangent.dtype != x.dtype:
@@ -198,7 +202,7 @@ class Tangents:
         region = self._regions.get(key)
         if region is None and tangent is None:
             return
-        if region is not None and region.shadow is None and not region.lost and region.members == {id(x)} == {region.origin}:
+        if region is not None and region.shadow is None and not region.lost and region.alone(id(x)):
             # Nobody else can see what was written.
             self._rebind(x, tangent, key, region)
             return

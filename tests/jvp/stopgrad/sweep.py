@@ -34,9 +34,10 @@ def operations() -> list[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.testing._internal.common_methods_invocations import op_db
+    database: Any = op_db
     return [
         op
-        for op in op_db
+        for op in database
         if op.supports_forward_ad and torch.float64 in op.supported_dtypes("cpu") and not op.name.startswith(_NO_ORACLE)
     ]
 

@@ -22,7 +22,8 @@ def case(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 @case
 def circular_padding(a: Tensor) -> Tensor:
-    return F.pad(a[None], (1, 1), mode="circular")[0]
+    padded: Tensor = F.pad(a[None], (1, 1), mode="circular")
+    return padded[0]
 
 
 @case
@@ -177,7 +178,7 @@ def inplace_activations(a: Tensor) -> Tensor:
 @case
 def complex_numbers(a: Tensor) -> Tensor:
     c = torch.complex(a, a.sin())
-    f = torch.fft.fft(c)
+    f: Tensor = torch.fft.fft(c)
     f[0] *= 2j
     return (f * f).real + (c * c.conj()).real + torch.view_as_real(c * 1j)[..., 0] + c.abs()
 
@@ -198,6 +199,16 @@ def regions_without_graph(a: Tensor) -> Tensor:
         h = a * a
     with torch.enable_grad():
         return h * a
+
+
+@case
+def a_gradient_inside(a: Tensor) -> Tensor:
+    with torch.enable_grad():
+        b = a * 1
+        b = b if b.requires_grad else b.requires_grad_()
+        wave = b.sin()
+        (force,) = torch.autograd.grad((wave * b).sum(), b, create_graph=True)
+    return force
 
 
 @case

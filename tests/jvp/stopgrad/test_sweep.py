@@ -15,11 +15,12 @@ from sweep import judge, name_of, operations  # isort: skip
 # The measure: at least 485 of the 490 that PyTorch 2.13 has.
 RIGHT = 485
 # A tenth of them, for the everyday run.
-FAST = ("add", "addmm", "bmm", "cat", "chunk", "cumsum", "div", "expand", "fft.fft", "gather", "index_put", "mul", "pow",
-        "nn.functional.conv2d", "nn.functional.gelu", "nn.functional.group_norm", "nn.functional.layer_norm",
+FAST = ("add", "addmm", "bmm", "cat", "chunk", "cumsum", "div", "expand", "fft.fft", "gather", "index_put", "mul",
+        "pow", "nn.functional.conv2d", "nn.functional.gelu", "nn.functional.group_norm", "nn.functional.layer_norm",
         "nn.functional.pad", "nn.functional.scaled_dot_product_attention", "nn.functional.silu", "norm", "prod",
         "scatter_add", "softmax", "sub", "sum", "var", "where", "as_strided", "linalg.matrix_power", "masked_fill",
-        "nn.functional.dropout", "polygamma", "squeeze", "transpose", "sort", "topk", "linalg.inv", "copysign")  # fmt: skip
+        "nn.functional.dropout", "polygamma", "squeeze", "transpose", "sort", "topk", "linalg.inv",
+        "copysign")  # fmt: skip
 
 
 @pytest.mark.slow
