@@ -78,6 +78,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(YARDSTICK, "no du/dt at all: the yardstick", None),
         Method(BASELINE, "two vector-Jacobian products: the baseline", {"jvp": "double_backward"}),
+        Method("stopgrad", "stop-gradient JVP, below autograd: no graph, no zero products", {"jvp": "stopgrad"}),
         Method("func", "torch.func.jvp, the graph recorded through it", {"jvp": "func"}),
         Method("forward_ad", "dual tensors of torch.autograd.forward_ad", {"jvp": "forward_ad"}),
         Method("two_pass", "torch.func.jvp without a graph, then a forward pass", {"jvp": "func", "two_pass": True}),

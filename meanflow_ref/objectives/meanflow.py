@@ -22,12 +22,17 @@ from meanflow_ref import formulas
 from meanflow_ref._typing import JvpBackend
 from meanflow_ref.convention import Adapted, Convention, adapted
 from meanflow_ref.errors import NetworkError, ParameterError
-from meanflow_ref.jvp import get_backend
+from meanflow_ref.jvp import BACKENDS, get_backend
 from meanflow_ref.jvp.rng import replayed_rng
 from meanflow_ref.objectives._inputs import check_inputs
 from meanflow_ref.objectives.guidance import Guidance, require_labels
 from meanflow_ref.objectives.weighting import adaptive_weight, squared_norm
 from meanflow_ref.paths import LINEAR, AbstractPath
+
+
+# Loaded now, since torch.compile cannot follow an import at the first call.
+for _name in BACKENDS:
+    get_backend(_name)
 
 
 class MeanFlowTerms(NamedTuple):

@@ -39,10 +39,24 @@ class Pair:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.__rsub__:  # Dynamo cannot look these up in a dictionary.
-            return subtracted_from(func, *args)
-        if func is Tensor.__rpow__ or func is Tensor.__rdiv__:
-            return by_forward_mode(func, *args)
+        # Python functions of torch's, which Dynamo cannot look up in a dictionary.
+        if func is Tensor.__pow__:
+            return power(torch.pow, *args)
+        if func is Tensor.matmul and not isinstance(args[0], Pair):
+            # Dynamo turns both `pair @ tensor` and `tensor @ pair` into this, and which is lost (torch 2.13).
+            raise TangentError(
+                "the network multiplies matrices by the operator @ under torch.compile, which loses the order of the two.",
+                "torch.matmul(a, b)",
+                "write torch.matmul(a, b) for a @ b",
+            )
+        if func is Tensor.__rsub__:
+            return added(-1)(torch.sub, args[1], args[0])
+        if func is Tensor.__rmatmul__:
+            return product(torch.matmul, args[1], args[0])
+        if func is Tensor.__rtruediv__ or func is Tensor.__rdiv__:
+            return divided(torch.div, args[1], args[0])
+        if func is Tensor.__rpow__:
+            return power(torch.pow, args[1], args[0])
         rule = RULES.get(func)
         return by_forward_mode(func, *args, **kwargs) if rule is None else rule(func, *args, **kwargs)
 
@@ -181,9 +195,19 @@ def added(sign: int) -> Any:
     return rule
 
 
-def subtracted_from(func: Any, x: Any, y: Any) -> Any:
-    """y - x."""
-    return torch.sub(y, x)
+def added_reversed(func: Any, x: Pair, y: Any) -> Any:
+    """y - x of a number or a tensor y."""
+    with torch.no_grad():
+        tangent = -x.tangent
+    return pair(func(x.value, y), tangent)
+
+
+def divided_reversed(func: Any, x: Pair, y: Any) -> Any:
+    """q = y / x of a number or a tensor y: -q x' / x."""
+    out = func(x.value, y)
+    with torch.no_grad():
+        tangent = -(out.detach() * x.tangent) / still(x)
+    return pair(out, tangent)
 
 
 def multiplied(func: Any, x: Any, y: Any) -> Any:
@@ -396,7 +420,7 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale
 def refused(func: Any, *args: Any, **kwargs: Any) -> Any:
     """A write, or a Python number."""
     raise TangentError(
-        f"the network calls {getattr(func, '__name__', func)} on a tensor that has a tangent, under torch.compile.",
+        "the network writes into, or takes a number from, a tensor that has a tangent, under torch.compile.",
         "operations that return new tensors",
         "write out of place, or run this network's loss without torch.compile",
     )
@@ -404,8 +428,7 @@ def refused(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
     """One operation by ``torch.func.jvp``; its value is computed twice, which the compiler merges."""
-    name = getattr(func, "__name__", "")
-    if (name.endswith("_") and not name.endswith("__")) or "out" in kwargs or kwargs.get("inplace"):
+    if "out" in kwargs or kwargs.get("inplace"):
         return refused(func)
     moving = [x for x in (*args, *kwargs.values()) if isinstance(x, Pair)]
     if not moving:
@@ -467,15 +490,16 @@ _ELEMENTWISE = {
 _define(constant, _CONSTANT)
 _define(linear, _LINEAR)
 _define(refused, _NUMBERS)
+for _space in _SPACES:
+    _define(refused, " ".join(n for n in dir(_space) if n.endswith("_") and not n.startswith("_")))
 _define(padded, "pad")
 _define(indexed, "__getitem__")
 _define(joined, "cat concat concatenate stack hstack vstack")
 _define(added(1), "add __add__ __radd__")
 _define(added(-1), "sub subtract __sub__")
-_define(subtracted_from, "rsub")
 _define(multiplied, "mul multiply __mul__ __rmul__")
 _define(divided, "div divide true_divide __truediv__ __div__")
-_define(power, "pow __pow__")
+_define(power, "pow")
 _define(product, "matmul __matmul__ mm bmm")
 _define(affine, "linear")
 _define(convolved, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
@@ -498,14 +522,31 @@ def _method(name: str) -> Any:
     return method
 
 
+def _through(function: Any, rule: Callable[..., Any]) -> Any:
+    def method(self: Pair, *args: Any, **kwargs: Any) -> Any:
+        return rule(function, self, *args, **kwargs)
+
+    return method
+
+
 _COMPARISONS = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__"
-_METHODS = f"""{_CONSTANT} {_LINEAR} add __add__ __radd__ sub __sub__ __rsub__ mul __mul__ __rmul__ div __truediv__ pow
-__pow__ matmul __matmul__ mm bmm softmax sigmoid tanh relu exp exp2 expm1 log log1p log2 sin cos sqrt rsqrt square
-reciprocal abs erf __getitem__ var std norm clamp clamp_min clamp_max masked_fill log_softmax __rtruediv__ __rpow__ amax
+_METHODS = f"""{_CONSTANT} {_LINEAR} add __add__ __radd__ sub __sub__ mul __mul__ __rmul__ div __truediv__ pow
+matmul __matmul__ mm bmm softmax sigmoid tanh relu exp exp2 expm1 log log1p log2 sin cos sqrt rsqrt square
+reciprocal abs erf __getitem__ var std norm clamp clamp_min clamp_max masked_fill log_softmax amax
 amin max min logsumexp cumprod prod sinh cosh tan atan where lerp addcmul minimum maximum swapdims ravel"""
 _WRITES = """__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ipow__ __float__ __int__ item tolist numpy add_ sub_ 
 mul_ div_ copy_ fill_ zero_ clamp_ relu_ sigmoid_ tanh_ exp_ masked_fill_ index_put_ scatter_ scatter_add_ index_add_
 index_copy_ t_ transpose_ squeeze_ unsqueeze_ addcmul_ addcdiv_ lerp_ pow_ sqrt_ neg_"""
+# Methods that torch wrote in Python, around functions of the same name, which can be traced where those cannot.
+for _name in ("unflatten", "split", "norm"):
+    setattr(Pair, _name, _through(getattr(torch, _name), linear if _name != "norm" else by_forward_mode))
+for _name, _plain_function, _rule in (
+    ("__rsub__", lambda x, y: y - x, added_reversed),
+    ("__rtruediv__", lambda x, y: y / x, divided_reversed),
+    ("__rpow__", lambda x, y: y**x, by_forward_mode),
+    ("__pow__", torch.pow, power),
+):
+    setattr(Pair, _name, _through(_plain_function, _rule))
 for _name in _METHODS.split():
     if hasattr(Tensor, _name) and not hasattr(Pair, _name):
         setattr(Pair, _name, _method(_name))

@@ -57,6 +57,8 @@ def forward_mode(d: TangentOf, op: Op, args: tuple[object, ...], kwargs: dict[st
             _ONE_LEVEL,
             torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), keep_out),
             torch.no_grad(),
+            # Inside the forward of an autograd.Function torch switches forward mode off, and would drop the tangents.
+            forward_ad._set_fwd_grad_enabled(True),  # type: ignore[no-untyped-call]
             forward_ad.dual_level(),
         ):
             out = op(*pytree.tree_map(dual, args), **pytree.tree_map(dual, kwargs))

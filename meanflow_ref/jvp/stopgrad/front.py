@@ -58,6 +58,10 @@ def stopgrad_jvp(
         from meanflow_ref.jvp.stopgrad.compiled import pairs_jvp
 
         return pairs_jvp(fn, primals, tangents)
+    if torch.is_inference_mode_enabled():
+        # Under inference mode operations arrive undivided, and forward mode is silent.
+        with torch.inference_mode(False), torch.no_grad():
+            return stopgrad_jvp(fn, *(tuple(x if x is None else x.clone() for x in xs) for xs in (primals, tangents)))
     if not at:
         u = of_moving()
         return u, torch.zeros_like(u)
