@@ -45,7 +45,7 @@ class Pair:
         if func is Tensor.matmul and not isinstance(args[0], Pair):
             # Dynamo turns both `pair @ tensor` and `tensor @ pair` into this, and which is lost (torch 2.13).
             raise TangentError(
-                "the network multiplies matrices by the operator @ under torch.compile, which loses the order of the two.",
+                "the network multiplies matrices by the operator @, whose order is lost under torch.compile.",
                 "torch.matmul(a, b)",
                 "write torch.matmul(a, b) for a @ b",
             )
@@ -469,22 +469,23 @@ def _define(rule: Callable[..., Any], names: str) -> None:
                 RULES[function] = rule
 
 
-_CONSTANT = """size dim numel stride is_contiguous storage_offset is_floating_point is_complex element_size
-nelement ndimension get_device __len__ eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ argmax argmin zeros_like
-ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor isnan isinf isfinite
-sign floor ceil round detach all any is_same_size"""
+_CONSTANT = """size dim numel stride is_contiguous storage_offset is_floating_point is_complex element_size nelement
+ndimension get_device __len__ eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ argmax argmin zeros_like
+ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor isnan isinf
+isfinite sign floor ceil round detach all any is_same_size"""
 _LINEAR = """view reshape permute transpose swapaxes unsqueeze squeeze expand expand_as chunk split unbind flatten
 unflatten contiguous to float half bfloat16 double type repeat repeat_interleave roll flip interpolate upsample
-avg_pool2d adaptive_avg_pool2d avg_pool1d mean sum pixel_shuffle pixel_unshuffle fold unfold neg __neg__ clone narrow select
-index_select movedim moveaxis view_as reshape_as t tensor_split diagonal tile rot90 cumsum triu tril broadcast_to gather
-hsplit vsplit type_as"""
+avg_pool2d adaptive_avg_pool2d avg_pool1d mean sum pixel_shuffle pixel_unshuffle fold unfold neg __neg__ clone
+narrow select index_select movedim moveaxis view_as reshape_as t tensor_split diagonal tile rot90 cumsum triu tril
+broadcast_to gather hsplit vsplit type_as"""
 _NUMBERS = "item tolist numpy __float__ __int__ __setitem__"
 # Functions of the table's diagonal group, with the names of their options in the kernel's order.
 _ELEMENTWISE = {
     "leaky_relu": ("negative_slope",), "softplus": ("beta", "threshold"), "elu": ("alpha",),
     "hardtanh": ("min_val", "max_val"),
     **dict.fromkeys(("silu", "gelu", "sigmoid", "tanh", "relu", "mish", "hardsigmoid", "hardswish", "exp", "exp2",
-                     "expm1", "log", "log1p", "log2", "sin", "cos", "atan", "sqrt", "rsqrt", "reciprocal", "square", "erf"), ()),
+                     "expm1", "log", "log1p", "log2", "sin", "cos", "atan", "sqrt", "rsqrt", "reciprocal", "square",
+                     "erf"), ()),
 }  # fmt: skip
 
 _define(constant, _CONSTANT)
@@ -532,11 +533,11 @@ def _through(function: Any, rule: Callable[..., Any]) -> Any:
 _COMPARISONS = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 _METHODS = f"""{_CONSTANT} {_LINEAR} add __add__ __radd__ sub __sub__ mul __mul__ __rmul__ div __truediv__ pow
 matmul __matmul__ mm bmm softmax sigmoid tanh relu exp exp2 expm1 log log1p log2 sin cos sqrt rsqrt square
-reciprocal abs erf __getitem__ var std norm clamp clamp_min clamp_max masked_fill log_softmax amax
-amin max min logsumexp cumprod prod sinh cosh tan atan where lerp addcmul minimum maximum swapdims ravel"""
-_WRITES = """__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ipow__ __float__ __int__ item tolist numpy add_ sub_ 
-mul_ div_ copy_ fill_ zero_ clamp_ relu_ sigmoid_ tanh_ exp_ masked_fill_ index_put_ scatter_ scatter_add_ index_add_
-index_copy_ t_ transpose_ squeeze_ unsqueeze_ addcmul_ addcdiv_ lerp_ pow_ sqrt_ neg_"""
+reciprocal abs erf __getitem__ var std norm clamp clamp_min clamp_max masked_fill log_softmax amax amin max min
+logsumexp cumprod prod sinh cosh tan atan where lerp addcmul minimum maximum swapdims ravel"""
+_WRITES = """__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ipow__ __float__ __int__ item tolist numpy add_
+sub_ mul_ div_ copy_ fill_ zero_ clamp_ relu_ sigmoid_ tanh_ exp_ masked_fill_ index_put_ scatter_ scatter_add_
+index_add_ index_copy_ t_ transpose_ squeeze_ unsqueeze_ addcmul_ addcdiv_ lerp_ pow_ sqrt_ neg_"""
 # Methods that torch wrote in Python, around functions of the same name, which can be traced where those cannot.
 for _name in ("unflatten", "split", "norm"):
     setattr(Pair, _name, _through(getattr(torch, _name), linear if _name != "norm" else by_forward_mode))

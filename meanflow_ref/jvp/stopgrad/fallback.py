@@ -58,7 +58,7 @@ def forward_mode(d: TangentOf, op: Op, args: tuple[object, ...], kwargs: dict[st
             torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), keep_out),
             torch.no_grad(),
             # Inside the forward of an autograd.Function torch switches forward mode off, and would drop the tangents.
-            forward_ad._set_fwd_grad_enabled(True),  # type: ignore[no-untyped-call]
+            forward_ad._set_fwd_grad_enabled(True),
             forward_ad.dual_level(),
         ):
             out = op(*pytree.tree_map(dual, args), **pytree.tree_map(dual, kwargs))
@@ -72,7 +72,6 @@ def forward_mode(d: TangentOf, op: Op, args: tuple[object, ...], kwargs: dict[st
             "operations with a rule or a forward-mode derivative",
             _register(op),
         ) from error
-
 
     if op.namespace not in ("aten", "prims") and all(x is None for x in pytree.tree_leaves(tangents)):
         # PyTorch drops tangents without a word at an operation of a library that registered no derivative.

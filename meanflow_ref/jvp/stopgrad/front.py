@@ -61,7 +61,8 @@ def stopgrad_jvp(
     if torch.is_inference_mode_enabled():
         # Under inference mode operations arrive undivided, and forward mode is silent.
         with torch.inference_mode(False), torch.no_grad():
-            return stopgrad_jvp(fn, *(tuple(x if x is None else x.clone() for x in xs) for xs in (primals, tangents)))
+            copies = tuple(x.clone() for x in primals)
+            return stopgrad_jvp(fn, copies, tuple(None if d is None else d.clone() for d in tangents))
     if not at:
         u = of_moving()
         return u, torch.zeros_like(u)

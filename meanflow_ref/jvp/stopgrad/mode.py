@@ -20,7 +20,7 @@ from meanflow_ref.errors import TangentError
 from meanflow_ref.jvp.stopgrad.operation import any_moves, tangent_of_operation
 from meanflow_ref.jvp.stopgrad.rules import constant
 from meanflow_ref.jvp.stopgrad.table import RULES, Op
-from meanflow_ref.jvp.stopgrad.tangents import Tangents
+from meanflow_ref.jvp.stopgrad.tangents import Tangents, storage_key
 from meanflow_ref.jvp.stopgrad.writes import apply_write
 
 aten = torch.ops.aten
@@ -56,7 +56,7 @@ class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tangents.allocated(out)
             return out
         if tangents.blank and not func.is_view and RULES.get(func) is not constant:
-            _require_filled(tangents, (args, kwargs))
+            _check_filled(tangents, func, (args, kwargs))
         live = any_moves(tangents, args) | (bool(kwargs) and any_moves(tangents, kwargs.values()))
         out = func(*args, **kwargs)
         if live:
@@ -102,7 +102,12 @@ def _put(tangents: Tangents, out: Any, tangent: Any) -> None:
             tangents.put(part, moved)
 
 
-def _require_filled(tangents: Tangents, values: Any) -> None:
+def _check_filled(tangents: Tangents, func: Op, values: Any) -> None:
     for leaf in pytree.tree_leaves(values):
         if isinstance(leaf, Tensor):
-            tangents.require_filled(leaf)
+            if func.namespace in ("aten", "prims"):
+                tangents.require_filled(leaf)
+            else:
+                # A collective, for one, fills buffers and does not say so in its schema. If what it spreads had a
+                # tangent, it has no rule and is refused below.
+                tangents.blank.pop(storage_key(leaf), None)

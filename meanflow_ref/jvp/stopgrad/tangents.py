@@ -76,9 +76,9 @@ class Tangents:
         if not isinstance(x, Tensor):
             return None
         entry = self.entries.get(id(x))
-        if entry is not None and entry.key == _key(x):
+        if entry is not None and entry.key == storage_key(x):
             return entry.tangent
-        region = self._regions.get(_key(x))
+        region = self._regions.get(storage_key(x))
         if region is not None:
             return self._adopt(x, region)
         if entry is None:
@@ -91,7 +91,7 @@ class Tangents:
 
     def freeze(self, x: Tensor) -> None:
         """Make ``x``, an alias of what moves, a constant: what ``detach`` means."""
-        region = self._regions.get(_key(x))
+        region = self._regions.get(storage_key(x))
         if region is not None:
             self._register(x, None, region)
 
@@ -102,17 +102,17 @@ class Tangents:
 
     def shares_memory(self, x: Any) -> bool:
         """Whether some tensor of ``x``'s storage has a tangent, or a write gave it one; ``x`` may be a storage."""
-        return (int(x._cdata) if isinstance(x, torch.UntypedStorage) else _key(x)) in self._regions
+        return (int(x._cdata) if isinstance(x, torch.UntypedStorage) else storage_key(x)) in self._regions
 
     def share(self, x: Tensor) -> None:
         """Give the storage of ``x`` its shadow."""
-        region = self._regions.get(_key(x))
+        region = self._regions.get(storage_key(x))
         if region is not None:
             self._shadow_of(region, x)
 
     def reshape_in_place(self, x: Tensor, view: Any, options: tuple[Any, ...]) -> None:
         """Follow an operation that has changed the shape of ``x`` and not its memory, such as ``transpose_``."""
-        entry, region = self.entries.get(id(x)), self._regions.get(_key(x))
+        entry, region = self.entries.get(id(x)), self._regions.get(storage_key(x))
         if entry is None or entry.tangent is None or region is None:
             return
         if region.shadow is not None:
@@ -152,14 +152,14 @@ class Tangents:
             region = self._new_region(id(x), key, storage)
         elif region.shadow is not None:
             tangent = _view_of(region.shadow, x)
-        if self._shadows and region.shadow is None and _key(tangent) in self._shadows:
+        if self._shadows and region.shadow is None and storage_key(tangent) in self._shadows:
             # A later write to the shadow is none of x's business.
             tangent = tangent.clone()
         self._register(x, tangent, region)
 
     def view(self, x: Tensor, base: Tensor) -> Tensor | None:
         """Tangent of ``x``, a view of ``base`` that no operation on base's tangent can make (``as_strided``)."""
-        region = self._regions.get(_key(base))
+        region = self._regions.get(storage_key(base))
         if region is None:
             return None
         return _view_of(self._shadow_of(region, base), x)
@@ -167,7 +167,7 @@ class Tangents:
     def _register(self, x: Tensor, tangent: Tensor | None, region: _Region) -> None:
         index = id(x)
         region.members.add(index)
-        self.entries[index] = _Entry(weakref.ref(x, self._forget(index, region)), tangent, _key(x))
+        self.entries[index] = _Entry(weakref.ref(x, self._forget(index, region)), tangent, storage_key(x))
 
     def _forget(self, index: int, region: _Region | None) -> Any:
         entries = self.entries
@@ -187,7 +187,7 @@ class Tangents:
         def forget(_: Any) -> None:
             gone = regions.pop(key, None)
             if gone is not None and gone.shadow is not None:
-                shadows.discard(_key(gone.shadow))
+                shadows.discard(storage_key(gone.shadow))
 
         region.storage = weakref.ref(storage, forget)
         regions[key] = region
@@ -197,7 +197,7 @@ class Tangents:
 
     def write(self, x: Tensor, tangent: Tensor | None) -> None:
         """Record that the elements of ``x`` were overwritten by values with this tangent (None: constants)."""
-        key = _key(x)
+        key = storage_key(x)
         self.blank.pop(key, None)
         region = self._regions.get(key)
         if region is None and tangent is None:
@@ -221,7 +221,7 @@ class Tangents:
             del self._regions[key]
             return
         tangent = tangent.to(x.dtype).expand(x.shape)
-        if self._shadows and _key(tangent) in self._shadows:
+        if self._shadows and storage_key(tangent) in self._shadows:
             tangent = tangent.clone()
         self._register(x, tangent, region)
 
@@ -242,18 +242,18 @@ class Tangents:
             narrow_shadow, narrow = _without_repeats(_view_of(shadow, member), entry.tangent)
             narrow_shadow.copy_(narrow)
         region.shadow = shadow
-        self._shadows.add(_key(shadow))
+        self._shadows.add(storage_key(shadow))
         for entry, member in moving:
             entry.tangent = _view_of(shadow, member)
         return shadow
 
     def protect(self, x: Tensor, name: str) -> None:
         """Forbid writes into the memory of ``x``, an argument of the function."""
-        self._protected[_key(x)] = name
+        self._protected[storage_key(x)] = name
 
     def require_writable(self, x: Tensor, op: Any) -> None:
         """Raise if ``x`` is an argument of the function, or a view of one."""
-        name = self._protected.get(_key(x))
+        name = self._protected.get(storage_key(x))
         if name is not None:
             raise NetworkError(
                 f"the network writes into its input {name} by {op}.",
@@ -272,7 +272,7 @@ class Tangents:
 
     def require_filled(self, x: Tensor) -> None:
         """Raise if the contents of ``x`` came from code that torch's dispatcher did not see."""
-        if _key(x) in self.blank:
+        if storage_key(x) in self.blank:
             raise TangentError(
                 f"a tensor of shape {tuple(x.shape)} was allocated empty and read without any torch operation having "
                 "written to it: a kernel (Triton, CUDA or C++) filled it unseen, and its tangent is unknown.",
@@ -290,7 +290,8 @@ def _storage(x: Tensor) -> Any:
         return None
 
 
-def _key(x: Tensor) -> int:
+def storage_key(x: Tensor) -> int:
+    """Number of the storage of ``x``, 0 if it has none."""
     storage = _storage(x)
     return 0 if storage is None else int(storage._cdata)
 

@@ -22,8 +22,8 @@ def case(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 @case
 def circular_padding(a: Tensor) -> Tensor:
-    padded: Tensor = F.pad(a[None], (1, 1), mode="circular")
-    return padded[0]
+    padded: Tensor = F.pad(a[None], (1, 1), mode="circular")[0]
+    return padded
 
 
 @case

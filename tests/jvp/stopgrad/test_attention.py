@@ -138,8 +138,10 @@ def test_rows_that_see_nothing_stay_finite() -> None:
     assert bool(torch.isfinite(u).all()) == bool(torch.isfinite(du_dt).all())
     seen = torch.tensor([0, 1, 3, 4])
     expected = torch.func.jvp(
-        lambda q, k, v: (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v, (q[:, :, seen], k, v), (dq[:, :, seen], dk, dv)
-    )[1]  # fmt: skip
+        lambda q, k, v: (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v,
+        (q[:, :, seen], k, v),
+        (dq[:, :, seen], dk, dv),
+    )[1]
     torch.testing.assert_close(du_dt[:, :, seen], expected, rtol=1e-12, atol=1e-13)
 
 
@@ -147,7 +149,7 @@ def test_rows_that_see_nothing_stay_finite() -> None:
 def test_low_precision(dtype: torch.dtype) -> None:
     wide = draw(2, 3, 33, 32, count=6)
     q, k, v, dq, dk, dv = (x.to(dtype) for x in wide)
-    _, found = stopgrad_jvp(lambda q, k, v: F.scaled_dot_product_attention(q, k, v), (q, k, v), (dq, dk, dv))
+    _, found = stopgrad_jvp(F.scaled_dot_product_attention, (q, k, v), (dq, dk, dv))
     assert found.dtype == dtype
     _, expected = both({}, *(x.to(F64) for x in (q, k, v, dq, dk, dv)))
     error = float((found.double() - expected).norm() / expected.norm())

@@ -57,9 +57,13 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "convolution": lambda: nn.Conv1d(5, 5, 3, padding=1),
     "arithmetic": lambda: Fn(lambda x: (1 - x) * x / (2 + x * x) - x**3 + torch.cat([x[:, 1:], x[:, :1]], 1)),
     "by forward mode": lambda: Fn(lambda x: torch.logsumexp(x, -1, keepdim=True) + x.clamp(-1, 1) + x.cumsum(1)),
-    "where and einsum": lambda: Fn(lambda x: torch.where(x > 0, x, 0.1 * x) + torch.matmul(torch.einsum("bij,bkj->bik", x, x), x.detach())),
+    "where and einsum": lambda: Fn(
+        lambda x: torch.where(x > 0, x, 0.1 * x) + torch.matmul(torch.einsum("bij,bkj->bik", x, x), x.detach())
+    ),
     "dropout, evaluation": lambda: nn.Dropout(0.5).eval(),
-    "elementwise": lambda: Fn(lambda x: F.leaky_relu(x, 0.3) + F.softplus(x, beta=2) + F.elu(x) + x.sigmoid().sqrt() + F.mish(x)),
+    "elementwise": lambda: Fn(
+        lambda x: F.leaky_relu(x, 0.3) + F.softplus(x, beta=2) + F.elu(x) + x.sigmoid().sqrt() + F.mish(x)
+    ),
 }  # fmt: skip
 
 
@@ -109,8 +113,8 @@ def test_operators_with_tensors_and_numbers_on_either_side() -> None:
 
     def fn(a: Tensor) -> list[Tensor]:
         a = a.abs() + 1
-        return [a - c, c - a, a / c, c / a, a + c, c + a, a * c, c * a, 2 - a, 2 / a, a - 2, a / 2, a**2, 2.0**a, a**1.5,
-                a**c, torch.matmul(a, c), torch.matmul(c, a), -a, a - a * c, a / (c * a)]  # fmt: skip
+        return [a - c, c - a, a / c, c / a, a + c, c + a, a * c, c * a, 2 - a, 2 / a, a - 2, a / 2, a**2, 2.0**a,
+                a**1.5, a**c, torch.matmul(a, c), torch.matmul(c, a), -a, a - a * c, a / (c * a)]  # fmt: skip
 
     x, d = torch.randn(2, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(2))
     compiled = torch.compile(
@@ -135,7 +139,9 @@ def test_the_matrix_operator_keeps_its_order_or_is_refused(side: str) -> None:
     torch.testing.assert_close(du_dt, fn(d), rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("scenario", SMALL_SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(name, marks=[pytest.mark.slow] * (name != "mlp")) for name in SMALL_SCENARIOS]
+)
 def test_the_loss_of_the_models_and_a_batch_that_changes(scenario: str) -> None:
     small = SMALL_SCENARIOS[scenario]
     net = small.network(dtype=F64)

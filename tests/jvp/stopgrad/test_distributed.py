@@ -13,7 +13,7 @@ import torch
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
 # Run by each rank; a script of its own, since a spawned child would import the test session.
-RANK = '''
+RANK = """
 import sys, datetime, torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -68,7 +68,7 @@ if fully_shard is not None:
 dist.barrier()
 dist.destroy_process_group()
 print("agreed")
-'''
+"""
 
 
 @pytest.mark.timeout(300)
@@ -88,6 +88,6 @@ def test_gradients_of_two_ranks_are_those_of_one_process(tmp_path: Path) -> None
     finally:
         for process in ranks:
             process.kill()
-    if any("Operation not permitted" in out or "interface" in out.lower() and "lo" in out for out in outputs):
+    if any("Unable to find address for" in out for out in outputs):
         pytest.skip("no loopback interface for gloo here")
     assert all(out.strip().endswith("agreed") for out in outputs), "\n".join(outputs)

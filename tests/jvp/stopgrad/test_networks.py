@@ -61,12 +61,16 @@ class SinhInside(SineKernel):
 
 
 def heads(x: Tensor, n: int = 2) -> Tensor:
-    return x.unflatten(-1, (n, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], n, x.shape[-1] // n).transpose(1, 2)
 
 
 def sdpa(x: Tensor, project: nn.Module, **options: Any) -> Tensor:
     q, k, v = map(heads, project(x).chunk(3, -1))
     return F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2).flatten(2)
+
+
+def scaled_row(row: Tensor) -> Tensor:
+    return row * row.mean()
 
 
 def in_parts(x: Tensor) -> Tensor:
@@ -91,8 +95,12 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "layer norm": lambda: nn.LayerNorm(WIDTH),
     "rms norm": lambda: nn.RMSNorm(WIDTH),
     "group norm": lambda: Fn(lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), nn.GroupNorm(2, WIDTH)),
-    "batch norm, evaluation": lambda: Fn(lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), nn.BatchNorm1d(WIDTH).eval()),
-    "convolution": lambda: Fn(lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), nn.Conv1d(WIDTH, WIDTH, 3, padding=1)),
+    "batch norm, evaluation": lambda: Fn(
+        lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), nn.BatchNorm1d(WIDTH).eval()
+    ),
+    "convolution": lambda: Fn(
+        lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
+    ),
     "circular": lambda: Fn(
         lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), nn.Conv1d(WIDTH, WIDTH, 3, padding=1, padding_mode="circular")
     ),
@@ -109,7 +117,9 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "filled in parts": lambda: Fn(in_parts),
     "in-place chain": lambda: Fn(inplace_chain),
     "views": lambda: Fn(lambda x: x.flip(1).transpose(1, 2).reshape(x.shape) + x.roll(1, -1)[:, :1]),
-    "checkpointed": lambda: Fn(lambda x, f: checkpoint(f, x, use_reentrant=False), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Mish())),
+    "checkpointed": lambda: Fn(
+        lambda x, f: checkpoint(f, x, use_reentrant=False), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Mish())
+    ),
     "reentrant checkpoint": lambda: Fn(lambda x, f: checkpoint(f, x, use_reentrant=True), nn.Linear(WIDTH, WIDTH)),
     "custom function": lambda: Fn(lambda x: SineKernel.apply(x * 2)),  # type: ignore[no-untyped-call]
     "custom function, no rule inside": lambda: Fn(lambda x: SinhInside.apply(x.tanh())),  # type: ignore[no-untyped-call]
@@ -118,7 +128,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "recurrent": lambda: Fn(lambda x, f: f(x)[0], nn.GRU(WIDTH, WIDTH, batch_first=True)),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
     "normalised": lambda: Fn(lambda x: F.normalize(x, dim=-1) * x.norm(dim=(1, 2), keepdim=True)),
-    "vmapped": lambda: Fn(lambda x: torch.vmap(lambda row: row * row.mean())(x)),
+    "vmapped": lambda: Fn(torch.vmap(scaled_row)),
 }  # fmt: skip
 
 
