@@ -28,7 +28,8 @@ def circular_padding(a: Tensor) -> Tensor:
 
 @case
 def matrix_power(a: Tensor) -> Tensor:
-    return torch.linalg.matrix_power(a[:, :4], 3)
+    power: Tensor = torch.linalg.matrix_power(a[:, :4], 3)
+    return power
 
 
 @case

@@ -102,7 +102,8 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
         lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
     ),
     "circular": lambda: Fn(
-        lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), nn.Conv1d(WIDTH, WIDTH, 3, padding=1, padding_mode="circular")
+        lambda x, f: f(x.transpose(1, 2)).transpose(1, 2),
+        nn.Conv1d(WIDTH, WIDTH, 3, padding=1, padding_mode="circular"),
     ),
     "attention": lambda: Fn(sdpa, nn.Linear(WIDTH, 3 * WIDTH)),
     "causal attention": lambda: Fn(lambda x, f: sdpa(x, f, is_causal=True), nn.Linear(WIDTH, 3 * WIDTH)),

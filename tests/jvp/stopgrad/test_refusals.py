@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def test_threads_do_not_see_one_another() -> None:
             a = torch.sinh(torch.sin(a) * k)  # a rule, and forward mode, whose level is one for the process
         return a
 
-    expected = [torch.func.jvp(lambda a, k=k: net_without_barrier(a, k), (x,), (d,))[1] for k in range(1, 5)]  # type: ignore[misc]
+    expected = [torch.func.jvp(partial(net_without_barrier, k=k), (x,), (d,))[1] for k in range(1, 5)]
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(1, 5)))
 
