@@ -1,7 +1,7 @@
 # make verify   the main job: exact truth, the reference loss, proofs (makes .venv first)
 # make test     lint, types and the test suite; what CI runs
 # make test-all the same with the long sweeps
-# make bench    benchmarks, written to benchmarks/results/
+# make bench    benchmarks, long form, written to build/bench/
 # make proofs   theorems (sympy), the shipped losses, the ledger of claims, and Coq where coqc is installed
 # make golden   certifies every golden vector again and compares with the frozen files (minutes)
 # make readme   regenerates the README's tables and figures, and the derivations
@@ -44,7 +44,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy $(SOURCES)
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-only --bench-long --bench-results build/bench --benchmark-json build/bench.json
 
 proofs: $(VENV)/.runtime
 	$(BIN)/python -m proofs

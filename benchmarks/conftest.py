@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from meanflow_ref.bench.measure import Row, measure
+from meanflow_ref.bench.methods import METHODS
 from meanflow_ref.bench.scenarios import SCENARIOS
 from meanflow_ref.bench.table import finding, legend, save, to_markdown
 
@@ -23,6 +24,7 @@ _NOTES = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-results", metavar="DIR", help="write the table of JVP costs to DIR/jvp.json and jvp.md")
+    parser.addoption("--bench-long", action="store_true", help="five times the rounds")
     parser.addoption("--bench-device", metavar="DEVICE", default="cpu", help="where to measure: cpu or cuda")
 
 
@@ -63,14 +65,24 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture
-def measured(request: pytest.FixtureRequest, device: torch.device) -> Callable[[str], dict[str, Row]]:
-    """Rows of a scenario by method; all its methods are measured together, at the first call of a session."""
+def measured(
+    request: pytest.FixtureRequest, device: torch.device
+) -> Callable[[str, tuple[str, ...], float], dict[str, Row]]:
+    """Rows of a scenario by method; methods are measured together, at the first call of a session."""
     known = request.config.stash[_ROWS]
+    long = 5.0 if request.config.getoption("bench_long", False) else 1.0
 
-    def rows(scenario: str) -> dict[str, Row]:
-        if scenario not in known:
-            known[scenario] = measure(SCENARIOS[scenario], device=device, rounds=ROUNDS, budget=BUDGET)
-        return {row.method: row for row in known[scenario]}
+    def rows(scenario: str, methods: tuple[str, ...], share: float) -> dict[str, Row]:
+        key = f"{scenario} {share}"
+        if key not in known:
+            together = {name: METHODS[name] for name in methods}
+            # The shares have half as many methods.
+            budget = long * (BUDGET if share == 1 else BUDGET / 3)
+            rounds = int(ROUNDS * long)
+            known[key] = measure(
+                SCENARIOS[scenario], together, device=device, rounds=rounds, budget=budget, share=share
+            )
+        return {row.method: row for row in known[key]}
 
     return rows
 
@@ -91,7 +103,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not rows:
         return
     terminalreporter.section("cost of du/dt")
-    for text in (to_markdown(rows), finding(rows), legend()):
+    for text in (to_markdown(rows), finding(rows), finding(rows, "stopgrad"), legend()):
         terminalreporter.write_line(f"{text}\n")
     folder = config.getoption("bench_results", None)
     if folder:

@@ -96,6 +96,8 @@ def require_output(u: object, z: Tensor | None = None) -> Tensor:
 
     A lower precision than float32 ``z``'s is accepted, since networks run autocast inside; than float64 ``z``'s not.
     """
+    # Under torch.compile the stop-gradient JVP sends pairs of value and tangent through the network.
+    pair, u = u, getattr(u, "paired_value", u)
     if not isinstance(u, Tensor):
         several = isinstance(u, tuple | list)
         parts = f" ({', '.join(type(item).__name__ for item in u)})" if isinstance(u, tuple | list) else ""
@@ -110,4 +112,4 @@ def require_output(u: object, z: Tensor | None = None) -> Tensor:
         raise NetworkError(f"the network returned shape {tuple(u.shape)}.", f"the state's shape {tuple(z.shape)}", "")
     if z is not None and z.dtype == torch.float64 and u.dtype != torch.float64:
         raise NetworkError(f"the network returned {u.dtype} for a float64 state.", "float64", "net.double()")
-    return u
+    return pair  # type: ignore[return-value]

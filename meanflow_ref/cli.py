@@ -47,6 +47,12 @@ def _train(arguments: argparse.Namespace) -> int:
     return train(arguments.arguments)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.bench.command import bench
+
+    return bench(arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from meanflow_ref.doctor import doctor
 
@@ -71,6 +77,7 @@ COMMANDS = {
     "verify": (_verify, "the main job: proofs, exact truth, the reference loss held against it, and its mutants"),
     "prove": (_prove, "prove that a loss, value and gradient, is the formula; or show where it is not"),
     "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
+    "bench": (_bench, "what a MeanFlow step costs on your network and device, by way of getting du/dt"),
     "doctor": (_doctor, "versions, devices and optional packages found"),
     "cite": (_cite, "BibTeX for this library and the paper, the oracle's number and digest"),
     "vectors": (_vectors, "export the golden vectors as JSON and npz"),
@@ -98,6 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "vectors":
             child.add_argument("folder", type=Path, metavar="DIR", help="where to; made if need be")
             child.add_argument("--oracle", type=int, metavar="N", help="the oracle's number (default: the newest)")
+        if name == "bench":
+            _add_bench_options(child)
         if name == "train":
             child.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
@@ -113,6 +122,20 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: the cores, 4 at most)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write the figures as PNG files")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also write the table of oracles into FILE")
+
+
+def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("network", nargs="?", default="", metavar="pkg.mod:net",
+                        help="a module, or a function without arguments that returns one, called net(z, r, t); "
+                             "without it, the three networks of this library")  # fmt: skip
+    parser.add_argument("--shape", default="", metavar="C,H,W", help="shape of one sample, for a network of your own")
+    parser.add_argument("--batch", type=int, default=8, help="samples of a step (default: %(default)s)")
+    parser.add_argument("--share", type=float, default=1.0, help="share of rows with r != t (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--budget", type=float, default=30.0, metavar="S", help="seconds of timing a network")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write jvp.json, jvp.md and jvp.svg there")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

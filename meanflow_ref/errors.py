@@ -40,6 +40,10 @@ class ForwardADError(MeanFlowError, RuntimeError):
     """An operation inside the network has no forward-mode derivative."""
 
 
+class TangentError(MeanFlowError, RuntimeError):
+    """A tangent could not be followed through the network; going on would have given a wrong derivative."""
+
+
 class SecondDerivativeError(MeanFlowError, RuntimeError):
     """An operation inside the network has a backward pass that cannot be differentiated."""
 

@@ -44,6 +44,10 @@ class Method:
             return flow_matching_loss(net, batch)
         return meanflow_loss(net, *batch, weight_power=0.0, **self.options).loss
 
+    def derivative(self, net: nn.Module, batch: Batch) -> Tensor:
+        """The method's du/dt on a batch."""
+        return meanflow_loss(net, *batch, weight_power=0.0, **(self.options or {})).du_dt
+
     def step(self, net: nn.Module, batch: Batch) -> Callable[[], Tensor]:
         """A training step without its optimiser: loss and gradients, from scratch at every call."""
 
@@ -78,6 +82,12 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(YARDSTICK, "no du/dt at all: the yardstick", None),
         Method(BASELINE, "two vector-Jacobian products: the baseline", {"jvp": "double_backward"}),
+        Method("stopgrad", "stop-gradient JVP, below autograd: no graph, no zero products", {"jvp": "stopgrad"}),
+        Method(
+            "stopgrad_rows",
+            "the same on the rows with r != t alone, the others in a second call",
+            {"jvp": "stopgrad", "rows": "moving"},
+        ),
         Method("func", "torch.func.jvp, the graph recorded through it", {"jvp": "func"}),
         Method("forward_ad", "dual tensors of torch.autograd.forward_ad", {"jvp": "forward_ad"}),
         Method("two_pass", "torch.func.jvp without a graph, then a forward pass", {"jvp": "func", "two_pass": True}),

@@ -61,12 +61,22 @@ class Scenario:
                     p.copy_(float(name.endswith("weight")) + 0.1 * noise)
         return net.to(device=device, dtype=dtype)
 
-    def data(self, *, seed: int = 1, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Batch:
-        """A batch with standard normal data and noise and ``r < t``; the times in float32 at least."""
+    def data(
+        self,
+        *,
+        seed: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        share: float = 1.0,
+    ) -> Batch:
+        """A batch with standard normal data and noise; the times in float32 at least, ``r < t`` on ``share`` of it."""
         generator = torch.Generator().manual_seed(seed)
         x, eps = (torch.randn(self.batch, *self.event, generator=generator, dtype=torch.float64) for _ in range(2))
         times = torch.rand(self.batch, 2, generator=generator, dtype=torch.float64)
         r, t = times.amin(-1), times.amax(-1)
+        if share < 1:
+            order = torch.randperm(self.batch, generator=generator)
+            r = torch.where(order < round(share * self.batch), r, t)
         wide = torch.promote_types(dtype, torch.float32)
         return Batch(x.to(device, dtype), eps.to(device, dtype), r.to(device, wide), t.to(device, wide))
 

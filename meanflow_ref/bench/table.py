@@ -13,10 +13,11 @@ import torch
 
 from meanflow_ref.bench.measure import Row
 from meanflow_ref.bench.methods import BASELINE, METHODS
+from meanflow_ref.errors import MissingExtraError
 
 _HEADINGS = (
-    "model", "method", "time / FM", "95 % interval", "time / double backward", "FLOPs / FM", "peak / FM",
-    "kernels / FM", "passes",
+    "model", "method", "r != t", "time / FM", "95 % interval", "limit", "time / double backward", "FLOPs / FM",
+    "peak / FM", "kernels / FM", "passes", "error of du/dt",
 )  # fmt: skip
 _NUMERIC_FROM = 2
 
@@ -27,13 +28,16 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         (
             row.scenario,
             row.method,
+            f"{100 * row.share:.0f} %",
             f"{row.time.median:.2f}",
             f"{row.time.low:.2f} to {row.time.high:.2f}",
+            f"{row.limit:.2f}",
             f"{row.time_to_baseline.median:.2f}",
             f"{row.flops:.2f}",
             f"{row.peak_bytes:.2f}",
             f"{row.kernels:.2f}",
             str(row.passes),
+            "" if row.error is None else f"{row.error:.0e}",
         )
         for row in rows
     ]
@@ -60,8 +64,9 @@ def legend() -> str:
     methods = "\n".join(f"- `{method.name}`: {method.about}" for method in METHODS.values())
     return (
         "FM is the flow-matching step of the same network. Times are medians of ratios paired by round, with an\n"
-        "order-statistic interval; peak is tensor memory made inside the step; passes are\n"
-        "primal + tangent + backward.\n\n"
+        "order-statistic interval; the limit is one forward, one backward, and a tangent pass on the rows with r != t.\n"
+        "Peak is tensor memory made inside the step. Passes are primal + tangent + backward, as autograd sees them:\n"
+        "the tangent pass of `stopgrad` runs below it. The error is relative, float32 against float64.\n\n"
         f"{methods}"
     )
 
@@ -90,12 +95,18 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save(rows: Sequence[Row], folder: Path) -> tuple[Path, Path]:
-    """Write ``jvp.json`` and ``jvp.md`` into ``folder``, and return their paths."""
+def save(rows: Sequence[Row], folder: Path) -> tuple[Path, ...]:
+    """Write ``jvp.json``, ``jvp.md`` and, where matplotlib is installed, ``jvp.svg`` into ``folder``; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     record, table = folder / "jvp.json", folder / "jvp.md"
     content = {"environment": environment(), "rows": [row.to_dict() for row in rows]}
     record.write_text(json.dumps(content, indent=1) + "\n")
     setting = ", ".join(f"{key} {value}" for key, value in environment().items())
     table.write_text(f"# Cost of du/dt\n\n{setting}\n\n{to_markdown(rows)}\n\n{finding(rows)}\n\n{legend()}\n")
-    return record, table
+    try:
+        from meanflow_ref.bench.plot import draw, to_svg
+    except MissingExtraError:
+        return record, table
+    plot = folder / "jvp.svg"
+    plot.write_text(to_svg(draw(rows)))
+    return record, table, plot

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Name -> "module:attribute", imported on first use.
 BACKENDS: dict[str, str] = {
+    "stopgrad": "meanflow_ref.jvp.stopgrad:stopgrad_jvp",
     "func": "meanflow_ref.jvp.func:func_jvp",
     "forward_ad": "meanflow_ref.jvp.forward_ad:forward_ad_jvp",
     "double_backward": "meanflow_ref.jvp.double_backward:double_backward_jvp",

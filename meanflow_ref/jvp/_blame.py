@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from meanflow_ref.errors import ForwardADError, SecondDerivativeError
+from meanflow_ref.errors import ForwardADError, NetworkError, SecondDerivativeError, TangentError
 
 # Each pattern's group, where it has one, is the operation.
 _FORWARD_AD = (
@@ -62,12 +62,31 @@ def blame_double_backward() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def blame_stopgrad() -> Iterator[None]:
+    """Context that adds the module's path to what the stop-gradient JVP complains about."""
+    try:
+        yield
+    except (ForwardADError, TangentError, NetworkError) as error:
+        where = _where(error.__traceback__)[0]
+        if where == "the network" or where in error.seen:
+            raise
+        raise type(error)(f"in {where}: {error.seen}", error.wanted, error.remedy) from error
+
+
 def _first_match(patterns: tuple[re.Pattern[str], ...], error: Exception) -> re.Match[str] | None:
     return next((match for pattern in patterns if (match := pattern.search(str(error)))), None)
 
 
 def _culprit(match: re.Match[str], traceback: TracebackType | None) -> tuple[str, str]:
     """The operation and the module path, from the frames between the call and the failure."""
+    where, function = _where(traceback)
+    op = match.group(1) if match.groups() else f"the autograd.Function `{function.__name__ if function else '?'}`"
+    return op, where
+
+
+def _where(traceback: TracebackType | None) -> tuple[str, type | None]:
+    """The innermost module that was running, and the innermost autograd.Function."""
     modules: list[nn.Module] = []
     function: type | None = None
     while traceback is not None:
@@ -78,15 +97,14 @@ def _culprit(match: re.Match[str], traceback: TracebackType | None) -> tuple[str
         if isinstance(cls, type) and issubclass(cls, torch.autograd.Function):
             function = cls
         traceback = traceback.tb_next
-    op = match.group(1) if match.groups() else f"the autograd.Function `{function.__name__ if function else '?'}`"
     if not modules:
-        return op, "the network"
+        return "the network", function
     root, inner = modules[0], modules[-1]
     kind = type(inner).__name__
     if inner is root:
-        return op, f"the network itself ({kind})"
+        return f"the network itself ({kind})", function
     path = next((name for name, module in root.named_modules() if module is inner), "")
-    return op, f"module `{path}` ({kind})" if path else f"a module ({kind})"
+    return f"module `{path}` ({kind})" if path else f"a module ({kind})", function
 
 
 def _way_out(op: str, other: str = 'jvp="double_backward"') -> str:

@@ -1,4 +1,4 @@
-"""Forward-mode JVP by ``torch.func.jvp``: what most public MeanFlow code uses, and the default here."""
+"""Forward-mode JVP by ``torch.func.jvp``: what most public MeanFlow code uses."""
 
 from __future__ import annotations
 

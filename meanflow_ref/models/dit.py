@@ -22,8 +22,8 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Fused kernels (flash, memory-efficient) have no forward derivative in PyTorch; this composition has, at the price
     of the tokens-by-tokens matrix.
     """
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    return scores.softmax(dim=-1) @ v
+    scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
+    return torch.matmul(scores.softmax(dim=-1), v)
 
 
 def position_features(side: int, width: int) -> Float[Tensor, "tokens width"]:

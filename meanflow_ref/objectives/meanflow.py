@@ -13,6 +13,7 @@ for a JVP in float32 call the loss outside autocast.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +23,17 @@ from meanflow_ref import formulas
 from meanflow_ref._typing import JvpBackend
 from meanflow_ref.convention import Adapted, Convention, adapted
 from meanflow_ref.errors import NetworkError, ParameterError
-from meanflow_ref.jvp import get_backend
+from meanflow_ref.jvp import BACKENDS, get_backend
 from meanflow_ref.jvp.rng import replayed_rng
+from meanflow_ref.jvp.rows import jvp_on_rows, rows_pay
 from meanflow_ref.objectives._inputs import check_inputs
 from meanflow_ref.objectives.guidance import Guidance, require_labels
 from meanflow_ref.objectives.weighting import adaptive_weight, squared_norm
 from meanflow_ref.paths import LINEAR, AbstractPath
+
+# Loaded now, since torch.compile cannot follow an import at the first call.
+for _name in BACKENDS:
+    get_backend(_name)
 
 
 class MeanFlowTerms(NamedTuple):
@@ -66,8 +72,9 @@ def meanflow_loss(
     weight_power: float = 1.0,
     weight_eps: float = 1e-3,
     norm: str = "sum",
-    jvp: str | JvpBackend = "func",
+    jvp: str | JvpBackend = "stopgrad",
     two_pass: bool = False,
+    rows: str = "all",
     convention: Convention | None = None,
 ) -> MeanFlowTerms:
     r"""MeanFlow loss of a batch of data and noise.
@@ -94,6 +101,9 @@ def meanflow_loss(
         two_pass: JVP without a graph, then a forward pass with one: the memory of flow matching for one more forward
             pass. Random layers draw the same numbers in both; layers with state (BatchNorm) are updated twice. Keeping
             the random numbers breaks a compiled graph, so that it runs under ``torch.compile`` without ``fullgraph``.
+        rows: ``"all"``; ``"moving"``: the derivative on the rows with r != t alone, the others in a second call of the
+            network (``du_dt`` is 0 there; guidance is on all rows); ``"auto"``: where that is allowed and pays
+            (:mod:`meanflow_ref.jvp.rows`).
         convention: How ``net`` is called and which way its time runs.
 
     Returns:
@@ -128,6 +138,7 @@ def meanflow_loss(
         norm=norm,
         jvp=jvp,
         two_pass=two_pass,
+        rows=rows,
         convention=convention,
     )
 
@@ -144,8 +155,9 @@ def meanflow_loss_at(
     weight_power: float = 1.0,
     weight_eps: float = 1e-3,
     norm: str = "sum",
-    jvp: str | JvpBackend = "func",
+    jvp: str | JvpBackend = "stopgrad",
     two_pass: bool = False,
+    rows: str = "all",
     convention: Convention | None = None,
 ) -> MeanFlowTerms:
     """MeanFlow loss at given states and velocities; with the marginal velocity, the exact u has loss 0.
@@ -166,6 +178,7 @@ def meanflow_loss_at(
         norm: ``"sum"`` or ``"mean"`` over the event.
         jvp: A backend or its name.
         two_pass: JVP without a graph, then a forward pass with one.
+        rows: Rows that the JVP runs on.
         convention: How ``net`` is called.
 
     Returns:
@@ -194,7 +207,15 @@ def meanflow_loss_at(
 
     tangents = (v.to(z.dtype), None, torch.ones_like(t))
     backend = get_backend(jvp)
-    u, du_dt = _two_passes(backend, u_at, (z, r, t), tangents) if two_pass else backend(u_at, (z, r, t), tangents)
+    if rows not in ("all", "moving", "auto"):
+        raise ParameterError(f"rows={rows!r}.", '"all", "moving" or "auto"', "")
+    if two_pass:
+        backend = partial(_two_passes, backend)
+    moving = None if rows == "all" else r != t
+    if moving is not None and (rows == "moving" or rows_pay(net, z, moving)):
+        u, du_dt = jvp_on_rows(backend, u_of, (z, r, t), tangents, label, moving)
+    else:
+        u, du_dt = backend(u_at, (z, r, t), tangents)
     _require_graph(u, net)
     du_dt = du_dt.detach()
 

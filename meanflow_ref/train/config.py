@@ -53,8 +53,8 @@ class ToyConfig:
     """Points at which u is compared with the truth."""
     samples: int = 2000
     """Samples of which the energy distance to the data is taken."""
-    jvp: Literal["func", "forward_ad", "double_backward", "finite_difference"] = "double_backward"
-    """How du/dt is computed: the exact ways give one gradient, and on a network this small this one is the fastest."""
+    jvp: Literal["stopgrad", "func", "forward_ad", "double_backward", "finite_difference"] = "stopgrad"
+    """How du/dt is computed: the exact ways give one gradient."""
     device: str = "auto"
     """Where to train: cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
     threads: int = 1

@@ -23,7 +23,7 @@ from meanflow_ref.verify.problems import PATHS, amplification, cases, gaussian, 
 
 GROUP = "Reference loss"
 # Backends that differentiate exactly, up to rounding.
-EXACT_BACKENDS = ("func", "forward_ad", "double_backward")
+EXACT_BACKENDS = ("stopgrad", "func", "forward_ad", "double_backward")
 
 
 def network(seed: int = 0, dim: int = 3) -> MLP:
@@ -274,6 +274,7 @@ def checks() -> list[Check]:
         ]
     rows += [
         Check(GROUP, "exact u and exact v: the loss is 0", marginal_loss_is_zero, 1e-24, note="over the loss of u = 0"),
+        Check(GROUP, "gradient, stopgrad against func", partial(backend_gradient, "stopgrad"), 1e-12),
         Check(GROUP, "gradient, forward_ad against func", partial(backend_gradient, "forward_ad"), 1e-12),
         Check(GROUP, "gradient, double_backward against func", partial(backend_gradient, "double_backward"), 1e-12),
         Check(GROUP, "gradient, two passes against one", two_passes, 1e-12),

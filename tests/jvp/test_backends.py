@@ -14,7 +14,7 @@ from meanflow_ref.jvp.finite_difference import FiniteDifference
 from meanflow_ref.jvp.rng import replayed_rng
 
 # Automatic differentiation is right to rounding; central differences to the error their module's table states.
-EXACT = ("func", "forward_ad", "double_backward")
+EXACT = ("stopgrad", "func", "forward_ad", "double_backward")
 ERROR = {**dict.fromkeys(EXACT, 1e-14), "finite_difference": 1e-9}
 
 

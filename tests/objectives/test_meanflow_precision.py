@@ -87,7 +87,7 @@ class Labelled(nn.Module):
         self.first, self.second = nn.Linear(5, 16), nn.Linear(16, 3)
 
     def forward(self, z: Tensor, times: tuple[Tensor, Tensor], label: Tensor) -> Tensor:
-        hidden = self.first(torch.cat([z, torch.stack(times, 1)], 1)) + self.labels(label)
+        hidden = self.first(torch.cat([z, torch.stack(list(times), 1)], 1)) + self.labels(label)
         out: Tensor = self.second(torch.tanh(hidden))
         return out
 

@@ -1,0 +1,82 @@
+"""The derivative on the rows that need one: where r = t it is multiplied by 0.
+
+Two calls of the network, one with a tangent and one without, cost less than one with a tangent throughout as long as
+enough rows have r = t: the second call costs its overhead, and a tangent pass a third of a flow-matching step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meanflow_ref._typing import JvpBackend
+
+# Share of rows with r != t above which two calls are no gain. Measured (benchmarks/README.md): over a flow-matching
+# step one call costs 1.40 to 1.45, two calls 1.05 to 1.12 plus 0.34 to 0.40 times the share.
+PAYS_BELOW = 0.75
+# A call's overhead is that of a few hundred small kernels; below so many numbers a step is nothing else.
+PAYS_FROM = 1 << 14
+
+
+def rows_pay(net: Callable[..., Any], z: Tensor, moving: Tensor) -> bool:
+    """Whether two calls are allowed, and cheaper.
+
+    They are not allowed where the rows of a batch see each other (BatchNorm in training), where a wrapper counts on
+    one forward pass before a backward pass (DistributedDataParallel), and under ``torch.compile``, whose graph would
+    depend on the data.
+    """
+    if torch.compiler.is_compiling() or z.numel() < PAYS_FROM:
+        return False
+    net = getattr(net, "net", net)
+    if isinstance(net, nn.parallel.DistributedDataParallel):
+        return False
+    if isinstance(net, nn.Module) and any(_couples_rows(module) for module in net.modules()):
+        return False
+    share = float(moving.float().mean())
+    return share <= PAYS_BELOW
+
+
+def _couples_rows(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+
+
+def jvp_on_rows(
+    backend: JvpBackend,
+    fn: Callable[..., Tensor],
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor | None, ...],
+    label: Tensor | None,
+    moving: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Value on all rows, derivative on those of ``moving``, 0 on the others. Source: mf:8.
+
+    Args:
+        backend: How the derivative is computed.
+        fn: ``fn(*primals, label)``, row by row.
+        primals: ``(B, ...)`` each.
+        tangents: Of the primals, None for zero.
+        label: ``(B,)``, or None.
+        moving: Rows with a derivative, boolean ``(B,)``.
+
+    """
+    some, others = moving.nonzero()[:, 0], (~moving).nonzero()[:, 0]
+
+    def part(x: Tensor | None, index: Tensor) -> Tensor | None:
+        return None if x is None else x[index]
+
+    values, derivatives = [], []
+    if len(some):
+        at = tuple(x[some] for x in primals)
+        mine = part(label, some)
+        u, du_dt = backend(lambda *args: fn(*args, mine), at, tuple(part(d, some) for d in tangents))
+        values.append(u)
+        derivatives.append(du_dt)
+    if len(others):
+        u = fn(*(x[others] for x in primals), part(label, others))
+        values.append(u)
+        derivatives.append(torch.zeros_like(u))
+    order = torch.cat([some, others]).argsort()
+    return torch.cat(values)[order], torch.cat(derivatives)[order]

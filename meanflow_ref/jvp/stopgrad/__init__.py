@@ -1,0 +1,15 @@
+"""The stop-gradient JVP: the derivative of a MeanFlow step at the price it must have, and no more.
+
+- :mod:`front`: the entry, :func:`stopgrad_jvp`.
+- :mod:`rules`: the table, one rule a line; :mod:`table`: how rules are kept and registered; :mod:`attention`: theirs.
+- :mod:`mode`: the dispatch form, below autograd; :mod:`tangents`, :mod:`writes`: whose tangent is whose, under views
+  and writes; :mod:`fallback`: one operation by PyTorch's forward mode.
+- :mod:`compiled`: pairs that ``torch.compile`` can trace.
+"""
+
+from __future__ import annotations
+
+from meanflow_ref.jvp.stopgrad.front import require_graph, stopgrad_jvp
+from meanflow_ref.jvp.stopgrad.table import register_rule
+
+__all__ = ["register_rule", "require_graph", "stopgrad_jvp"]

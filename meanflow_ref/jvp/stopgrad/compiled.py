@@ -1,0 +1,557 @@
+"""The compile form: pairs of a value and its tangent that ``torch.compile`` traces through the network.
+
+A dispatch mode cannot be traced. A :class:`Pair` is no tensor but answers like one, so that Dynamo inlines its
+``__torch_function__`` and sees plain operations: the value's, which autograd records, and the tangent's, which run on
+detached values. The mathematics is that of :mod:`meanflow_ref.jvp.stopgrad.rules`, whose kernels are used here by the
+names of torch's functions; what has no rule goes through ``torch.func.jvp``, that operation alone.
+
+Pairs are values: what would write into one is refused, since a pair cannot know who shares its memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meanflow_ref._typing import TensorFunction
+from meanflow_ref._validate import require_output
+from meanflow_ref.errors import TangentError
+from meanflow_ref.jvp.stopgrad.attention import attention_tangent
+from meanflow_ref.jvp.stopgrad.rules import DIAGONAL
+
+aten: Any = torch.ops.aten
+_SPACES: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn, torch.special)
+RULES: dict[Any, Callable[..., Any]] = {}
+
+
+class Pair:
+    """A value and its tangent, which answers like a tensor."""
+
+    def __init__(self, value: Tensor, tangent: Tensor) -> None:
+        self.value = value
+        self.tangent = tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # Python functions of torch's, which Dynamo cannot look up in a dictionary.
+        if func is Tensor.__pow__:
+            return power(torch.pow, *args)
+        if func is Tensor.matmul and not isinstance(args[0], Pair):
+            # Dynamo turns both `pair @ tensor` and `tensor @ pair` into this, and which is lost (torch 2.13).
+            raise TangentError(
+                "the network multiplies matrices by the operator @, whose order is lost under torch.compile.",
+                "torch.matmul(a, b)",
+                "write torch.matmul(a, b) for a @ b",
+            )
+        if func is Tensor.__rsub__:
+            return added(-1)(torch.sub, args[1], args[0])
+        if func is Tensor.__rmatmul__:
+            return product(torch.matmul, args[1], args[0])
+        if func is Tensor.__rtruediv__ or func is Tensor.__rdiv__:
+            return divided(torch.div, args[1], args[0])
+        if func is Tensor.__rpow__:
+            return power(torch.pow, args[1], args[0])
+        rule = RULES.get(func)
+        return by_forward_mode(func, *args, **kwargs) if rule is None else rule(func, *args, **kwargs)
+
+    paired_value = property(lambda self: self.value)
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    device = property(lambda self: self.value.device)
+    ndim = property(lambda self: self.value.ndim)
+    requires_grad = property(lambda self: self.value.requires_grad)
+    is_cuda = property(lambda self: self.value.is_cuda)
+    T = property(lambda self: Pair(self.value.T, self.tangent.T))
+    mT = property(lambda self: Pair(self.value.mT, self.tangent.mT))
+    data = property(lambda self: self.value.detach())
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Any:
+        return iter(self.unbind(0))  # type: ignore[attr-defined]
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TangentError(
+            "the network writes in place on, or takes a Python number from, a tensor that has a tangent, under "
+            "torch.compile.",
+            "operations that return new tensors",
+            "write x = x + y for x += y and the like, or run this network's loss without torch.compile",
+        )
+
+
+def pairs_jvp(
+    fn: TensorFunction, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]
+) -> tuple[Tensor, Tensor]:
+    """Value with its graph, and derivative without one, in code that ``torch.compile`` can trace whole."""
+    pairs = [x if d is None else Pair(x, d.detach()) for x, d in zip(primals, tangents, strict=True)]
+    out: Any = fn(*pairs)
+    if isinstance(out, Pair):
+        return require_output(out.value), out.tangent
+    return require_output(out), torch.zeros_like(out)
+
+
+# ---------------------------------------------------------------- parts of pairs
+
+
+def value_of(x: Any) -> Any:
+    """The value in place of a pair, inside tuples and lists too."""
+    if isinstance(x, Pair):
+        return x.value
+    if type(x) in (tuple, list):
+        return type(x)([value_of(part) for part in x])
+    return x
+
+
+def still(x: Any) -> Any:
+    """The value without its graph."""
+    x = value_of(x)
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def d(x: Any) -> Any:
+    """The tangent, None for zero."""
+    return x.tangent if isinstance(x, Pair) else None
+
+
+def pair(value: Tensor, tangent: Any) -> Any:
+    """Value and tangent together; the value alone where the tangent is zero."""
+    if tangent is None:
+        return value
+    return Pair(value, tangent if tangent.shape == value.shape else tangent.expand(value.shape))
+
+
+# ---------------------------------------------------------------- rules, in the groups of the table
+
+
+def constant(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """y' = 0, or no tensor at all."""
+    return func(*value_of(args), **{key: value_of(x) for key, x in kwargs.items()})
+
+
+def linear(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """y = A x: y' = A x'."""
+    if not isinstance(x, Pair):
+        return by_forward_mode(func, x, *args, **kwargs)
+    args = value_of(args)
+    out = func(x.value, *args, **kwargs)
+    with torch.no_grad():
+        tangent = func(x.tangent, *args, **kwargs)
+    if isinstance(out, Tensor):
+        return pair(out, tangent) if out.is_floating_point() or out.is_complex() else out
+    return tuple(Pair(a, b) for a, b in zip(out, tangent, strict=True))
+
+
+def padded(func: Any, x: Pair, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+    """Padding by a constant is affine."""
+    with torch.no_grad():
+        tangent = func(x.tangent, pad, mode) if mode != "constant" else func(x.tangent, pad)
+    return Pair(func(x.value, pad, mode, value), tangent)
+
+
+def indexed(func: Any, x: Any, index: Any) -> Any:
+    """x[i]: x'[i]."""
+    index = value_of(index)
+    if not isinstance(x, Pair):
+        return x[index]
+    with torch.no_grad():
+        tangent = x.tangent[index]
+    return Pair(x.value[index], tangent)
+
+
+def joined(func: Any, parts: Any, *args: Any, **kwargs: Any) -> Any:
+    """cat and stack: of the tangents, with zeros where there is none."""
+    out = func([value_of(x) for x in parts], *args, **kwargs)
+    with torch.no_grad():
+        tangent = func([torch.zeros_like(x) if d(x) is None else d(x) for x in parts], *args, **kwargs)
+    return Pair(out, tangent)
+
+
+def added(sign: int) -> Any:
+    """x + a y, x - a y."""
+
+    def rule(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> Any:
+        a, b = value_of(x), value_of(y)
+        out = func(a, b) if alpha == 1 else func(a, b, alpha=alpha)
+        dx, dy, factor = d(x), d(y), sign * alpha
+        with torch.no_grad():
+            if dy is None:
+                tangent = dx
+            elif dx is None:
+                tangent = dy if factor == 1 else dy * factor
+            else:
+                tangent = torch.add(dx, dy, alpha=factor)
+        return pair(out, tangent)
+
+    return rule
+
+
+def added_reversed(func: Any, x: Pair, y: Any) -> Any:
+    """y - x of a number or a tensor y."""
+    with torch.no_grad():
+        tangent = -x.tangent
+    return pair(func(x.value, y), tangent)
+
+
+def divided_reversed(func: Any, x: Pair, y: Any) -> Any:
+    """q = y / x of a number or a tensor y: -q x' / x."""
+    out = func(x.value, y)
+    with torch.no_grad():
+        tangent = -(out.detach() * x.tangent) / still(x)
+    return pair(out, tangent)
+
+
+def multiplied(func: Any, x: Any, y: Any) -> Any:
+    """x y: x' y + x y'."""
+    out = func(value_of(x), value_of(y))
+    dx, dy = d(x), d(y)
+    with torch.no_grad():
+        if dy is None:
+            tangent = dx * still(y)
+        elif dx is None:
+            tangent = dy * still(x)
+        else:
+            tangent = dx * still(y) + still(x) * dy
+    return pair(out, tangent)
+
+
+def divided(func: Any, x: Any, y: Any, *, rounding_mode: Any = None) -> Any:
+    """q = x / y: (x' - q y') / y."""
+    if rounding_mode is not None:
+        return by_forward_mode(func, x, y, rounding_mode=rounding_mode)
+    out = func(value_of(x), value_of(y))
+    dx, dy = d(x), d(y)
+    with torch.no_grad():
+        if dy is None:
+            tangent = dx / still(y)
+        else:
+            change = out.detach() * dy
+            tangent = (-change if dx is None else dx - change) / still(y)
+    return pair(out, tangent)
+
+
+def power(func: Any, x: Any, e: Any) -> Any:
+    """x^e at a number e."""
+    if isinstance(e, Tensor | Pair) or not isinstance(x, Pair) or e == 0:
+        return by_forward_mode(func, x, e)
+    out = func(x.value, e)
+    with torch.no_grad():
+        tangent = x.tangent * (e * still(x) ** (e - 1))
+    return Pair(out, tangent)
+
+
+def product(func: Any, x: Any, y: Any) -> Any:
+    """Matrix products: x' y + x y'."""
+    out = func(value_of(x), value_of(y))
+    dx, dy = d(x), d(y)
+    with torch.no_grad():
+        tangent = None if dx is None else torch.matmul(dx, still(y))
+        if dy is not None:
+            second = torch.matmul(still(x), dy)
+            tangent = second if tangent is None else tangent + second
+    return pair(out, tangent)
+
+
+def affine(func: Any, x: Any, w: Any, bias: Any = None) -> Any:
+    """x w^T + b of a linear layer."""
+    out = func(value_of(x), value_of(w), value_of(bias))
+    dx, dw, db = d(x), d(w), d(bias)
+    with torch.no_grad():
+        tangent = None if dx is None else func(dx, still(w))
+        if dw is not None:
+            second = func(still(x), dw)
+            tangent = second if tangent is None else tangent + second
+        if db is not None:
+            tangent = db if tangent is None else tangent + db
+    return pair(out, tangent)
+
+
+def convolved(func: Any, x: Any, w: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """w * x + b."""
+    if d(w) is not None or d(bias) is not None:
+        return by_forward_mode(func, x, w, bias, *args, **kwargs)
+    with torch.no_grad():
+        tangent = func(x.tangent, still(w), None, *args, **kwargs)
+    return Pair(func(x.value, w, bias, *args, **kwargs), tangent)
+
+
+def einsum(func: Any, equation: str, *operands: Any) -> Any:
+    """Multilinear: one term for each operand that moves."""
+    if len(operands) == 1 and isinstance(operands[0], tuple | list):
+        operands = tuple(operands[0])
+    out = func(equation, *value_of(operands))
+    tangent: Any = None
+    with torch.no_grad():
+        for i, x in enumerate(operands):
+            if d(x) is not None:
+                term = func(equation, *[d(x) if j == i else still(y) for j, y in enumerate(operands)])
+                tangent = term if tangent is None else tangent + term
+    return pair(out, tangent)
+
+
+def symmetric(kernel: Callable[..., Any], names: tuple[str, ...] = ()) -> Any:
+    """A symmetric Jacobian: the backward kernel of the table, given x'."""
+
+    def rule(func: Any, x: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
+        if inplace or not isinstance(x, Pair):
+            return refused(func)
+        out = func(x.value, *args, **kwargs)
+        options = list(args)[: len(names)] if names else list(args)
+        for name in names[len(options) :]:
+            if name in kwargs:
+                options.append(kwargs[name])
+        named = {key: value for key, value in kwargs.items() if key not in names}
+        with torch.no_grad():
+            tangent = kernel(x.tangent, x.value.detach(), out.detach(), *options, **named)
+        return Pair(out, tangent)
+
+    return rule
+
+
+def softmax(func: Any, x: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+    """J = diag(y) - y y^T."""
+    if dtype is not None or dim is None:
+        return by_forward_mode(func, x, dim, dtype=dtype)
+    out = torch.softmax(x.value, dim)
+    with torch.no_grad():
+        tangent = aten._softmax_backward_data(x.tangent, out.detach(), dim, out.dtype)
+    return Pair(out, tangent)
+
+
+def layer_norm(
+    func: Any, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *rest: Any
+) -> Any:
+    """Symmetric in the normalised dimensions; the statistics are the value's."""
+    if d(weight) is not None or d(bias) is not None:
+        return by_forward_mode(func, x, shape, weight, bias, eps)
+    shape = list(shape)
+    out, mean, rstd = torch.native_layer_norm(x.value, shape, weight, bias, eps)
+    with torch.no_grad():
+        tangent = aten.native_layer_norm_backward(
+            x.tangent.contiguous(), x.value.detach(), shape, mean, rstd, None, None, [True, False, False]
+        )[0]
+        if weight is not None:
+            tangent = tangent * weight.detach()
+    return Pair(out, tangent)
+
+
+def group_norm(
+    func: Any, x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *rest: Any
+) -> Any:
+    """Symmetric in a group."""
+    if d(weight) is not None or d(bias) is not None:
+        return by_forward_mode(func, x, groups, weight, bias, eps)
+    batch, channels = x.value.shape[:2]
+    places = math.prod(x.value.shape[2:])
+    value = x.value.contiguous()
+    out, mean, rstd = torch.native_group_norm(value, weight, bias, batch, channels, places, groups, eps)
+    with torch.no_grad():
+        tangent = aten.native_group_norm_backward(
+            x.tangent.contiguous(), value.detach(), mean, rstd, None, batch, channels, places, groups,
+            [True, False, False],
+        )[0]  # fmt: skip
+        if weight is not None:
+            tangent = tangent * weight.detach().view(1, channels, *[1] * (tangent.dim() - 2))
+    return Pair(out, tangent)
+
+
+def dropout(func: Any, x: Pair, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    """One mask for both."""
+    if not training or p == 0:
+        return x
+    mask = F.dropout(torch.ones_like(x.value), p, True)
+    with torch.no_grad():
+        tangent = x.tangent * mask
+    return Pair(x.value * mask, tangent)
+
+
+def attention(
+    func: Any, q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: Any = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    """The fused kernel for the value, the tangent from its logsumexp.
+
+    Without the kernel's own entry (a mask or grouped heads on this device) the logsumexp is computed beside it.
+    """
+    if dropout_p:
+        raise TangentError(
+            "scaled_dot_product_attention with dropout_p under a stop-gradient JVP.", "dropout_p=0", "dropout outside"
+        )
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    q_, k_, v_ = value_of(q), value_of(k), value_of(v)
+    mask = value_of(attn_mask)
+    plain = mask is None and not enable_gqa and q_.dim() == 4 and q_.shape[-1] == v_.shape[-1]
+    if not (plain and q_.device.type == "cpu"):
+        return by_forward_mode(_written_out, q, k, v, attn_mask, is_causal, factor, enable_gqa)
+    out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q_, k_, v_, 0.0, is_causal, scale=scale)
+    with torch.no_grad():
+        tangent = attention_tangent(
+            q_.detach(), k_.detach(), v_.detach(), out.detach(), lse.detach(), d(q), d(k), d(v),
+            scale=factor, causal=is_causal,
+        )  # fmt: skip
+    return Pair(out, tangent)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale: float, gqa: bool) -> Tensor:
+    """Attention as two products and a softmax."""
+    if gqa:
+        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    scores = q @ k.transpose(-2, -1) * scale
+    if causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(hidden, -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1) @ v
+
+
+# ---------------------------------------------------------------- everything else
+
+
+def refused(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """A write, or a Python number."""
+    raise TangentError(
+        "the network writes into, or takes a number from, a tensor that has a tangent, under torch.compile.",
+        "operations that return new tensors",
+        "write out of place, or run this network's loss without torch.compile",
+    )
+
+
+def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """One operation by ``torch.func.jvp``; its value is computed twice, which the compiler merges."""
+    if "out" in kwargs or kwargs.get("inplace"):
+        return refused(func)
+    moving = [x for x in (*args, *kwargs.values()) if isinstance(x, Pair)]
+    if not moving:
+        return refused(func)
+    value = func(*value_of(args), **{key: value_of(x) for key, x in kwargs.items()})
+    fixed = [still(x) for x in args]
+    fixed_named = {key: still(x) for key, x in kwargs.items()}
+    places = [i for i, x in enumerate(args) if isinstance(x, Pair)]
+    names = [key for key, x in kwargs.items() if isinstance(x, Pair)]
+
+    def of_moving(*values: Tensor) -> Any:
+        now, named = list(fixed), dict(fixed_named)
+        for i, x in zip(places, values, strict=False):
+            now[i] = x
+        named.update(zip(names, values[len(places) :], strict=False))
+        return func(*now, **named)
+
+    at, along = tuple(x.value.detach() for x in moving), tuple(x.tangent for x in moving)
+    with torch.no_grad():
+        tangents: Any = torch.func.jvp(of_moving, at, along)[1]
+    if isinstance(value, Tensor):
+        return _if_floating(value, tangents)
+    return tuple(_if_floating(a, b) for a, b in zip(value, tangents, strict=True))
+
+
+def _if_floating(value: Any, tangent: Any) -> Any:
+    return pair(value, tangent) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+# ---------------------------------------------------------------- the table itself
+
+
+def _define(rule: Callable[..., Any], names: str) -> None:
+    for name in names.split():
+        for space in _SPACES:
+            function = getattr(space, name, None)
+            if function is not None:
+                RULES[function] = rule
+
+
+_CONSTANT = """size dim numel stride is_contiguous storage_offset is_floating_point is_complex element_size nelement
+ndimension get_device __len__ eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ argmax argmin zeros_like
+ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor isnan isinf
+isfinite sign floor ceil round detach all any is_same_size"""
+_LINEAR = """view reshape permute transpose swapaxes unsqueeze squeeze expand expand_as chunk split unbind flatten
+unflatten contiguous to float half bfloat16 double type repeat repeat_interleave roll flip interpolate upsample
+avg_pool2d adaptive_avg_pool2d avg_pool1d mean sum pixel_shuffle pixel_unshuffle fold unfold neg __neg__ clone
+narrow select index_select movedim moveaxis view_as reshape_as t tensor_split diagonal tile rot90 cumsum triu tril
+broadcast_to gather hsplit vsplit type_as"""
+_NUMBERS = "item tolist numpy __float__ __int__ __setitem__"
+# Functions of the table's diagonal group, with the names of their options in the kernel's order.
+_ELEMENTWISE = {
+    "leaky_relu": ("negative_slope",), "softplus": ("beta", "threshold"), "elu": ("alpha",),
+    "hardtanh": ("min_val", "max_val"),
+    **dict.fromkeys(("silu", "gelu", "sigmoid", "tanh", "relu", "mish", "hardsigmoid", "hardswish", "exp", "exp2",
+                     "expm1", "log", "log1p", "log2", "sin", "cos", "atan", "sqrt", "rsqrt", "reciprocal", "square",
+                     "erf"), ()),
+}  # fmt: skip
+
+_define(constant, _CONSTANT)
+_define(linear, _LINEAR)
+_define(refused, _NUMBERS)
+for _space in _SPACES:
+    _define(refused, " ".join(n for n in dir(_space) if n.endswith("_") and not n.startswith("_")))
+_define(padded, "pad")
+_define(indexed, "__getitem__")
+_define(joined, "cat concat concatenate stack hstack vstack")
+_define(added(1), "add __add__ __radd__")
+_define(added(-1), "sub subtract __sub__")
+_define(multiplied, "mul multiply __mul__ __rmul__")
+_define(divided, "div divide true_divide __truediv__ __div__")
+_define(power, "pow")
+_define(product, "matmul __matmul__ mm bmm")
+_define(affine, "linear")
+_define(convolved, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
+_define(einsum, "einsum")
+for _name, _options in _ELEMENTWISE.items():
+    _define(symmetric(DIAGONAL[_name], _options), _name)
+_define(softmax, "softmax")
+_define(layer_norm, "layer_norm")
+_define(group_norm, "group_norm")
+_define(dropout, "dropout")
+_define(attention, "scaled_dot_product_attention")
+
+
+def _method(name: str) -> Any:
+    function = getattr(Tensor, name)
+
+    def method(self: Pair, *args: Any, **kwargs: Any) -> Any:
+        return Pair.__torch_function__(function, (), (self, *args), kwargs)
+
+    return method
+
+
+def _through(function: Any, rule: Callable[..., Any]) -> Any:
+    def method(self: Pair, *args: Any, **kwargs: Any) -> Any:
+        return rule(function, self, *args, **kwargs)
+
+    return method
+
+
+_COMPARISONS = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__"
+_METHODS = f"""{_CONSTANT} {_LINEAR} add __add__ __radd__ sub __sub__ mul __mul__ __rmul__ div __truediv__ pow
+matmul __matmul__ mm bmm softmax sigmoid tanh relu exp exp2 expm1 log log1p log2 sin cos sqrt rsqrt square
+reciprocal abs erf __getitem__ var std norm clamp clamp_min clamp_max masked_fill log_softmax amax amin max min
+logsumexp cumprod prod sinh cosh tan atan where lerp addcmul minimum maximum swapdims ravel"""
+_WRITES = """__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ipow__ __float__ __int__ item tolist numpy add_
+sub_ mul_ div_ copy_ fill_ zero_ clamp_ relu_ sigmoid_ tanh_ exp_ masked_fill_ index_put_ scatter_ scatter_add_
+index_add_ index_copy_ t_ transpose_ squeeze_ unsqueeze_ addcmul_ addcdiv_ lerp_ pow_ sqrt_ neg_"""
+# Methods that torch wrote in Python, around functions of the same name, which can be traced where those cannot.
+for _name in ("unflatten", "split", "norm"):
+    setattr(Pair, _name, _through(getattr(torch, _name), linear if _name != "norm" else by_forward_mode))
+for _name, _plain_function, _rule in (
+    ("__rsub__", lambda x, y: y - x, added_reversed),
+    ("__rtruediv__", lambda x, y: y / x, divided_reversed),
+    ("__rpow__", lambda x, y: y**x, by_forward_mode),
+    ("__pow__", torch.pow, power),
+):
+    setattr(Pair, _name, _through(_plain_function, _rule))
+for _name in _METHODS.split():
+    if hasattr(Tensor, _name) and not hasattr(Pair, _name):
+        setattr(Pair, _name, _method(_name))
+for _name in _COMPARISONS.split():  # which every object has
+    setattr(Pair, _name, _method(_name))
+for _name in _WRITES.split():
+    setattr(Pair, _name, Pair._refuse)

@@ -1,0 +1,188 @@
+r"""The stop-gradient JVP: ``u`` with its graph, ``du/dt`` without one, for one forward pass and one tangent pass.
+
+A MeanFlow target is behind a stop-gradient, so that nothing of the tangent is needed by the backward pass. Forward mode
+records a graph through the tangents all the same, and multiplies by a dense zero for every weight. Neither happens
+here: the work is that of a forward, a tangent and a backward pass, 4/3 of a flow-matching step, and the memory is that
+of the backward pass alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from meanflow_ref._typing import TensorFunction
+from meanflow_ref.errors import TangentError
+from meanflow_ref.jvp._blame import blame_stopgrad
+from meanflow_ref.jvp._moving import moving_part
+from meanflow_ref.jvp.double_backward import double_backward_jvp
+from meanflow_ref.jvp.stopgrad.mode import LeavingTorch, StopGradMode
+
+_ACTIVE = threading.local()
+
+
+def stopgrad_jvp(
+    fn: TensorFunction, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], /
+) -> tuple[Tensor, Tensor]:
+    """Value with its graph, and derivative without one. Source: mf:8.
+
+    Any module or callable, unmodified: eager code runs under a dispatch mode, and ``torch.compile`` traces duck-typed
+    pairs instead.
+
+    Args:
+        fn: A function of ``primals`` that returns one tensor.
+        primals: Where to differentiate.
+        tangents: Direction, each of its primal's shape and dtype, or ``None`` for zero, which costs nothing.
+
+    Returns:
+        ``u``, bit for bit that of ``fn(*primals)``, which carries the graph to the parameters that ``fn`` closes over
+        and to the primals, and ``du_dt``, which carries none: an objective that differentiates through ``du_dt``
+        wants ``func`` or ``forward_ad`` (see :func:`require_graph`).
+
+    Raises:
+        ForwardADError: If an operation has neither a rule nor a forward-mode derivative.
+        TangentError: If a tangent would be lost: a Python number taken from a moving tensor, an in-place write that
+            cannot be followed, a kernel that torch does not see.
+        NetworkError: If the network writes into its inputs.
+
+    """
+    of_moving, at, along = moving_part(fn, primals, tangents)
+    if torch.compiler.is_compiling():
+        from meanflow_ref.jvp.stopgrad.compiled import pairs_jvp
+
+        return pairs_jvp(fn, primals, tangents)
+    if torch.is_inference_mode_enabled():
+        # Under inference mode operations arrive undivided, and forward mode is silent.
+        with torch.inference_mode(False), torch.no_grad():
+            copies = tuple(x.clone() for x in primals)
+            return stopgrad_jvp(fn, copies, tuple(None if d is None else d.clone() for d in tangents))
+    if not at:
+        u = of_moving()
+        return u, torch.zeros_like(u)
+    _require_plain(at, along)
+    still = [(f"{i}", primal) for i, (primal, d) in enumerate(zip(primals, tangents, strict=True)) if d is None]
+    u, du_dt = _dispatched(of_moving, at, along, still)
+    if du_dt is None:
+        # Either u does not depend on the inputs, or it went where no operation is seen. Reverse mode knows which.
+        _, du_dt = double_backward_jvp(fn, primals, tangents)
+    return u, du_dt
+
+
+def require_graph(du_dt: Tensor) -> Tensor:
+    """Return ``du_dt`` if an objective can differentiate through it.
+
+    Raises:
+        TangentError: If it carries no graph, as that of :func:`stopgrad_jvp`.
+
+    """
+    if not du_dt.requires_grad:
+        raise TangentError(
+            "du_dt is used in a graph, and carries none: it comes from a stop-gradient JVP.",
+            "a derivative with a graph, where the objective has no stop-gradient around it",
+            'jvp="func" or jvp="forward_ad", which record one',
+        )
+    return du_dt
+
+
+def _dispatched(
+    fn: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...], still: list[tuple[str, Tensor]]
+) -> tuple[Tensor, Tensor | None]:
+    # Copies, so that what the network closes over stays a constant even where it is the very tensor that moves here.
+    copies = tuple(primal.clone() for primal in at)
+    mode = StopGradMode()
+    _ACTIVE.inside = True
+    try:
+        for i, (copy, tangent) in enumerate(zip(copies, along, strict=True)):
+            mode.tangents.put(copy, tangent.detach())
+            mode.tangents.protect(copy, f"{i} of those that move")
+        for name, primal in still:
+            mode.tangents.protect(primal, f"primals[{name}]")
+        with ExitStack() as stack:
+            stack.enter_context(blame_stopgrad())
+            stack.enter_context(_without_fast_path())
+            if torch.is_grad_enabled():
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_save_alias, _check_alias))
+            stack.enter_context(mode)
+            stack.enter_context(LeavingTorch(mode.tangents))
+            u = fn(*copies)
+            du_dt = mode.result(u)
+    finally:
+        mode.tangents.clear()
+        _ACTIVE.inside = False
+    if du_dt is not None and any(_share_memory(du_dt, tangent) for tangent in along):
+        du_dt = du_dt.clone()
+    return u, du_dt
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+# ---------------------------------------------------------------- what autograd keeps
+
+
+_Saved: TypeAlias = "tuple[Tensor, int, weakref.ref[Tensor]]"
+
+
+def _save_alias(x: Tensor) -> _Saved:
+    """What autograd keeps in place of ``x``: an alias, so that x, and its tangent with it, dies with its last user."""
+    with torch._C._DisableTorchDispatch():
+        return x.detach(), x._version, weakref.ref(x)
+
+
+def _check_alias(saved: _Saved) -> Tensor:
+    """The alias, if nothing was written into it since. With hooks, autograd leaves this check to them.
+
+    A network that differentiates inside (a force, a score) gets the tensor itself, whose tangent is known.
+    """
+    x, version, original = saved
+    if x._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"a tensor of shape {tuple(x.shape)} is at version {x._version}; expected version {version} instead."
+        )
+    alive = original() if getattr(_ACTIVE, "inside", False) else None
+    return x if alive is None else alive
+
+
+class _without_fast_path:
+    """Context in which transformer layers of torch.nn run as separate operations and not as one without derivative."""
+
+    def __enter__(self) -> None:
+        self.before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+# ---------------------------------------------------------------- where it cannot run
+
+
+def _is_dual(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _require_plain(at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> None:
+    if getattr(_ACTIVE, "inside", False):
+        raise TangentError(
+            "stopgrad_jvp inside the network of another stopgrad_jvp: the outer one would need a derivative of du_dt, "
+            "which carries none.",
+            "one level",
+            'jvp="func" for both, or for the inner one',
+        )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise TangentError(
+            "stopgrad_jvp inside a torch.func transform (grad, vmap, jvp), whose wrappers hide the tensors from it.",
+            "loss.backward() or torch.autograd.grad around it",
+            'jvp="func" inside torch.func transforms',
+        )
+    if forward_ad._current_level >= 0 and any(_is_dual(x) for x in (*at, *along)):
+        raise TangentError("stopgrad_jvp inside a forward_ad.dual_level().", "no forward mode around it", 'jvp="func"')

@@ -1,0 +1,113 @@
+"""The dispatch form: every operation is seen after autograd has recorded it, and its tangent is computed beside it.
+
+Above, the network runs as ever: autograd's graph is that of a plain forward pass, bit for bit. Below, where autograd is
+off, the rules compute tangents, which therefore never enter the graph and die as soon as the network drops the tensor
+they belong to. What runs through torch's dispatcher is seen, composite functions, custom ``autograd.Function``,
+checkpointing and distributed wrappers included.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from meanflow_ref.errors import TangentError
+from meanflow_ref.jvp.stopgrad.operation import any_moves, tangent_of_operation
+from meanflow_ref.jvp.stopgrad.rules import constant
+from meanflow_ref.jvp.stopgrad.table import RULES, Op
+from meanflow_ref.jvp.stopgrad.tangents import Tangents, storage_key
+from meanflow_ref.jvp.stopgrad.writes import apply_write
+
+aten = torch.ops.aten
+_ALLOCATIONS = frozenset(
+    op
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
+    for op in (getattr(getattr(aten, name), o) for o in getattr(aten, name).overloads())
+    if not op._schema.is_mutable
+)
+
+
+class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Carries tangents through what runs inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tangents = Tangents()
+
+    def result(self, u: Tensor) -> Tensor | None:
+        """Tangent of what the network returned."""
+        self.tangents.require_filled(u)
+        return self.tangents.get(u)
+
+    def __torch_dispatch__(
+        self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tangents = self.tangents
+        if func._schema.is_mutable:
+            return apply_write(tangents, func, args, kwargs)
+        if func in _ALLOCATIONS:
+            out = func(*args, **kwargs)
+            tangents.allocated(out)
+            return out
+        if tangents.blank and not func.is_view and RULES.get(func) is not constant:
+            _check_filled(tangents, func, (args, kwargs))
+        live = any_moves(tangents, args) | (bool(kwargs) and any_moves(tangents, kwargs.values()))
+        out = func(*args, **kwargs)
+        if live:
+            tangent = tangent_of_operation(tangents, func, out, args, kwargs)
+            if tangent is not None:
+                _put(tangents, out, tangent)
+        if func is aten.detach.default or (func.is_view and args and tangents.is_frozen(args[0])):
+            for part in pytree.tree_leaves(out):
+                tangents.freeze(part)
+        return out
+
+
+class LeavingTorch(TorchFunctionMode):
+    """Refuses to hand the contents of a tensor with a tangent to code that torch does not see."""
+
+    doors = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
+
+    def __init__(self, tangents: Tangents) -> None:
+        super().__init__()
+        self.tangents = tangents
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in self.doors and self.tangents.get(args[0]) is not None:
+            raise TangentError(
+                f"the network hands a tensor that has a tangent to code outside torch, by .{func.__name__}(); the "
+                "derivative through it would be lost.",
+                "torch operations all the way, or values that are meant as constants",
+                f"for a constant write x.detach().{func.__name__}()",
+            )
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def _put(tangents: Tangents, out: Any, tangent: Any) -> None:
+    if isinstance(out, Tensor):
+        tangents.put(out, tangent)
+        return
+    for part, moved in zip(out, tangent, strict=True):
+        if isinstance(part, tuple | list):
+            _put(tangents, part, moved)
+        elif moved is not None and isinstance(part, Tensor):
+            tangents.put(part, moved)
+
+
+def _check_filled(tangents: Tangents, func: Op, values: Any) -> None:
+    for leaf in pytree.tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            if func.namespace in ("aten", "prims"):
+                tangents.require_filled(leaf)
+            else:
+                # A collective, for one, fills buffers and does not say so in its schema. If what it spreads had a
+                # tangent, it has no rule and is refused below.
+                tangents.blank.pop(storage_key(leaf), None)

@@ -1,0 +1,140 @@
+"""PyTorch's own database of operations as an oracle: tangents against forward AD, operation by operation, in float64.
+
+Each operation is called on its sample inputs with a tangent on every floating-point tensor among them. A verdict is
+``right``, ``refused`` (a clear error with the operation's name) or what is wrong.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+from meanflow_ref.errors import ForwardADError, TangentError
+from meanflow_ref.jvp.stopgrad.mode import StopGradMode
+
+# No oracle: results that are memory without contents, or drawn at random (another draw in each run), or undefined
+# for rank-deficient samples; and running statistics, which forward AD refuses (they have a test of their own).
+_NO_ORACLE = (
+    "empty", "rand", "normal", "bernoulli", "multinomial", "linalg.lstsq", "nn.functional.batch_norm", "_native_batch",
+    "native_batch_norm", "_batch_norm_with_update", "nn.functional.instance_norm", "cov", "corrcoef", "bfloat16",
+    "half", "chalf", "__r", "new_empty", "uniform", "cauchy", "exponential", "geometric", "log_normal",
+)  # fmt: skip
+SAMPLES = 4
+
+
+def operations() -> list[Any]:
+    """Entries that forward AD can judge in float64."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.testing._internal.common_methods_invocations import op_db
+    database: Any = op_db
+    return [
+        op
+        for op in database
+        if op.supports_forward_ad and torch.float64 in op.supported_dtypes("cpu") and not op.name.startswith(_NO_ORACLE)
+    ]
+
+
+def name_of(op: Any) -> str:
+    """Name with its variant."""
+    return f"{op.name}/{op.variant_test_name}" if op.variant_test_name else str(op.name)
+
+
+def judge(op: Any) -> str:
+    """Verdict on an operation, over its samples and over its out-of-place and in-place forms."""
+    verdicts: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for sample in _samples(op):
+            for form in (op.op, op.inplace_variant):
+                if form is not None:
+                    verdicts |= {_judge_call(form, sample)}
+    for verdict in verdicts - {"right", "refused", ""}:
+        return verdict
+    return "refused" if "refused" in verdicts else "right" if "right" in verdicts else "no oracle"
+
+
+def _samples(op: Any) -> Iterator[Any]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            samples = list(islice(op.sample_inputs("cpu", torch.float64, requires_grad=False), SAMPLES))
+        except Exception:
+            return
+    yield from samples
+
+
+def _judge_call(form: Callable[..., Any], sample: Any) -> str:
+    arguments = (sample.input, sample.args, sample.kwargs)
+    leaves = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor) and x.is_floating_point()]
+    generator = torch.Generator().manual_seed(0)
+    along = {id(x): torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in leaves}
+    try:
+        expected = _by_forward_ad(form, arguments, along)
+    except Exception:
+        return ""  # forward AD has no answer for this sample
+    try:
+        found = _by_mode(form, arguments, along)
+    except (TangentError, ForwardADError) as error:
+        return "refused" if str(error) else "a refusal that says nothing"
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:160]}"
+    return _compare(expected, found)
+
+
+def _by_forward_ad(form: Any, arguments: Any, along: dict[int, Tensor]) -> list[Tensor | None]:
+    with forward_ad.dual_level():
+
+        def dual(x: Any) -> Any:
+            return forward_ad.make_dual(x.clone(), along[id(x)].clone()) if id(x) in along else x  # type: ignore[no-untyped-call]
+
+        out = _call(form, pytree.tree_map(dual, arguments))
+        return [
+            forward_ad.unpack_dual(x).tangent if isinstance(x, Tensor) else None  # type: ignore[no-untyped-call]
+            for x in pytree.tree_leaves(out)
+        ]
+
+
+def _by_mode(form: Any, arguments: Any, along: dict[int, Tensor]) -> list[Tensor | None]:
+    copies: list[tuple[Tensor, Tensor]] = []
+
+    def copy(x: Any) -> Any:
+        if id(x) not in along:
+            return x
+        copies.append((x.clone(), along[id(x)]))
+        return copies[-1][0]
+
+    copied = pytree.tree_map(copy, arguments)
+    mode = StopGradMode()
+    for x, tangent in copies:
+        mode.tangents.put(x, tangent)
+    with mode:
+        out = _call(form, copied)
+        return [mode.tangents.get(x) if isinstance(x, Tensor) else None for x in pytree.tree_leaves(out)]
+
+
+def _call(form: Any, arguments: Any) -> Any:
+    first, args, kwargs = arguments
+    torch.manual_seed(0)
+    return form(first, *args, **kwargs)
+
+
+def _compare(expected: list[Tensor | None], found: list[Tensor | None]) -> str:
+    for e, f in zip(expected, found, strict=True):
+        nothing = e is None or e.numel() == 0 or not bool((e != 0).any())
+        if f is None:
+            if not nothing:
+                return "silent zero"
+        elif e is None:
+            if f.numel() and bool((f != 0).any()):
+                return "a tangent where forward AD has none"
+        elif f.shape != e.shape or not torch.allclose(f.to(e.dtype), e, rtol=1e-7, atol=1e-9, equal_nan=True):
+            return "silent mismatch"
+    return "right"

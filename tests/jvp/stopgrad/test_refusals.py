@@ -1,0 +1,257 @@
+"""What cannot be right is loud: by name, with the module and the way out; and nothing is left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from meanflow_ref.errors import ForwardADError, NetworkError, ParameterError, TangentError
+from meanflow_ref.jvp.stopgrad import register_rule, require_graph, stopgrad_jvp
+from meanflow_ref.jvp.stopgrad.table import RULES
+from meanflow_ref.objectives.meanflow import meanflow_loss
+
+
+def data() -> tuple[Tensor, Tensor]:
+    x, d = torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return x, d
+
+
+class Opaque(torch.autograd.Function):
+    """A kernel that torch's dispatcher does not see, as a Triton or CUDA launch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        out.numpy()[...] = np.sin(x.detach().numpy())
+        ctx.save_for_backward(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope: Tensor = x.cos() * grad[0]
+        return slope
+
+
+def swap_memory(a: Tensor) -> Tensor:
+    y = a * 2
+    y.data = a * 3
+    return y * 1
+
+
+def set_memory(a: Tensor) -> Tensor:
+    y, z = a * 2, torch.zeros_like(a)
+    z.set_(y.untyped_storage(), 0, y.shape, y.stride())
+    return z
+
+
+def resized(a: Tensor) -> Tensor:
+    y = a * 2
+    return y.resize_(2, 3)
+
+
+def grouped_write(a: Tensor) -> Tensor:
+    y = [a * 1, a * 2]
+    torch._foreach_mul_(y, 2.0)
+    return y[0] * y[1]
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception], str]] = {
+    "a number": (lambda a: a * a.sum().item(), TangentError, r"takes a Python number"),
+    "float()": (lambda a: a * float(a[0, 0]), TangentError, r"detach\(\)\.item\(\)"),
+    "a list": (lambda a: a + torch.tensor(a.tolist(), dtype=a.dtype), TangentError, r"tolist"),
+    "numpy": (lambda a: a + torch.from_numpy(a.numpy() ** 2), TangentError, r"numpy"),
+    "an array": (lambda a: a + torch.from_numpy(np.sin(np.asarray(a))), TangentError, r"numpy|array"),
+    "an unseen kernel": (lambda a: Opaque.apply(a * 1) * 2 + a, TangentError, r"allocated empty .*register_rule"),  # type: ignore[no-untyped-call]
+    "memory exchanged": (swap_memory, TangentError, r"memory"),
+    "memory shared by hand": (set_memory, TangentError, r"aten\.set_"),
+    "memory resized": (resized, TangentError, r"aten\.resize_"),
+    "a grouped write": (grouped_write, TangentError, r"_foreach_mul_"),
+    "bits as numbers": (lambda a: (a * 1).view(torch.int64).view(torch.float64) * 1, TangentError, r"shares memory"),
+    "no forward mode": (lambda a: (a * 1).to_sparse().to_dense(), ForwardADError, r"aten\._to_sparse.*register_rule"),
+    "random with noise": (lambda a: F.rrelu(a, training=True), TangentError, r"rrelu_with_noise"),
+    "its input written": (lambda a: a.mul_(2), NetworkError, r"writes into its input .*aten\.mul_"),
+    "a view of its input": (lambda a: a[0].zero_() + a[1], NetworkError, r"writes into its input"),
+    "itself again": (lambda a: stopgrad_jvp(torch.sin, (a,), (a,))[1], TangentError, r"inside the network of another"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    fn, error, says = REFUSED[name]
+    x, d = data()
+    before = x.clone()
+    with torch.no_grad(), pytest.raises(error, match=f"(?s){says}") as caught:
+        stopgrad_jvp(fn, (x,), (d,))
+    assert "What to do" in str(caught.value)
+    assert torch.equal(x, before), "the caller's tensor is as it was"
+    # Nothing is left behind: no mode, no flag, no tangent.
+    assert torch._C._len_torch_dispatch_stack() == 0
+    _, du_dt = stopgrad_jvp(torch.sin, (x,), (d,))
+    torch.testing.assert_close(du_dt, torch.cos(x) * d, rtol=1e-15, atol=1e-15)
+
+
+def test_the_module_is_named() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.mean().item()
+
+    net = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.SiLU(), Inner())).double()
+    with pytest.raises(TangentError, match=r"in module `1\.1` \(Inner\): the network takes a Python number"):
+        stopgrad_jvp(net, *[(y,) for y in data()])
+
+
+def test_an_input_that_does_not_move_is_protected_too() -> None:
+    x, d = data()
+    r = torch.ones(6, dtype=torch.float64)
+    with pytest.raises(NetworkError, match=r"primals\[1\]"):
+        stopgrad_jvp(lambda a, b: a * b.add_(1), (x, r), (d, None))
+    assert torch.equal(r, torch.ones_like(r))
+
+
+def test_a_write_that_spoils_the_backward_pass_is_still_noticed() -> None:
+    """Autograd leaves this check to the hooks that keep aliases."""
+    weight = nn.Parameter(torch.ones(6, dtype=torch.float64))
+
+    def net(a: Tensor) -> Tensor:
+        y = (a * weight).exp()
+        y.add_(1)
+        return y
+
+    u, _ = stopgrad_jvp(net, *[(y,) for y in data()])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        u.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_an_error_of_the_networks_own_passes_unchanged() -> None:
+    x, d = data()
+
+    def broken(a: Tensor) -> Tensor:
+        (a * 2).exp()
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        stopgrad_jvp(broken, (x,), (d,))
+    assert torch._C._len_torch_dispatch_stack() == 0
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_inside_transforms_it_is_refused() -> None:
+    x, d = data()
+    for transform in (torch.func.vmap, torch.func.grad):
+        with pytest.raises(TangentError, match=r"torch\.func"):
+            transform(lambda a: stopgrad_jvp(torch.sin, (a,), (a,))[1].sum())(x)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, d)  # type: ignore[no-untyped-call]
+        with pytest.raises(TangentError, match="dual_level"):
+            stopgrad_jvp(torch.sin, (dual,), (d,))
+
+
+def test_du_dt_in_a_graph() -> None:
+    x, d = data()
+    weight = nn.Parameter(torch.ones(6, dtype=torch.float64))
+    u, du_dt = stopgrad_jvp(lambda a: a * weight, (x,), (d,))
+    assert u.requires_grad
+    assert not du_dt.requires_grad
+    with pytest.raises(TangentError, match=r'(?s)carries none.*jvp="func"'):
+        require_graph(du_dt)
+
+
+def test_threads_do_not_see_one_another() -> None:
+    x, d = data()
+    barrier = threading.Barrier(4, timeout=60)
+
+    def work(k: int) -> bool:
+        def net(a: Tensor) -> Tensor:
+            barrier.wait()
+            a = net_without_barrier(a, k)
+            barrier.wait()
+            return a
+
+        _, du_dt = stopgrad_jvp(net, (x,), (d,))
+        return torch.allclose(du_dt, expected[k - 1], rtol=1e-12, atol=1e-12)
+
+    def net_without_barrier(a: Tensor, k: int) -> Tensor:
+        for _ in range(20):
+            a = torch.sinh(torch.sin(a) * k)  # a rule, and forward mode, whose level is one for the process
+        return a
+
+    expected = [torch.func.jvp(partial(net_without_barrier, k=k), (x,), (d,))[1] for k in range(1, 5)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(1, 5)))
+
+
+def test_work_handed_whole_to_another_thread_is_found_by_reverse_mode() -> None:
+    x, d = data()
+
+    def net(a: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.sin, a).result()
+
+    _, du_dt = stopgrad_jvp(net, (x,), (d,))
+    torch.testing.assert_close(du_dt, torch.cos(x) * d, rtol=1e-14, atol=1e-14)
+
+
+# ---------------------------------------------------------------- registered rules
+
+
+@torch.library.custom_op("meanflow_tests::scaled_sine", mutates_args=())
+def scaled_sine(x: Tensor, c: float) -> Tensor:
+    return torch.from_numpy(np.asarray(c * np.sin(x.detach().numpy())))
+
+
+def test_an_operation_of_ones_own() -> None:
+    x, d = data()
+    with pytest.raises(ForwardADError, match=r"(?s)meanflow_tests\.scaled_sine.*register_rule"):
+        stopgrad_jvp(lambda a: scaled_sine(a, 3.0), (x,), (d,))
+    name = "meanflow_tests::scaled_sine"
+    try:
+        register_rule(name, lambda d, op, out, x, c: c * torch.cos(x) * d(x))
+        _, du_dt = stopgrad_jvp(lambda a: scaled_sine(a * 2, 3.0), (x,), (d,))
+    finally:
+        RULES.pop(torch.ops.meanflow_tests.scaled_sine.default, None)
+    torch.testing.assert_close(du_dt, 6 * torch.cos(2 * x) * d, rtol=1e-14, atol=1e-14)
+
+
+def test_a_rule_for_what_does_not_exist() -> None:
+    with pytest.raises(ParameterError, match="there is no operation 'aten::silly'"):
+        register_rule("aten::silly", lambda *args: None)
+    with pytest.raises(ParameterError, match="writes into its arguments"):
+        register_rule("aten::add_", lambda *args: None)
+
+
+def test_a_rule_of_the_wrong_shape_is_loud() -> None:
+    x, d = data()
+    op = torch.ops.aten.sinh.default
+    try:
+        register_rule("aten::sinh", lambda d, op, out, x: torch.ones(3, 7, dtype=x.dtype))
+        with pytest.raises(RuntimeError):
+            stopgrad_jvp(torch.sinh, (x,), (d,))
+    finally:
+        RULES.pop(op, None)
+
+
+def test_the_loss_says_it_too() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6).double()
+
+        def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = self.layer(z) * float(t.mean())
+            return out
+
+    x, eps = data()
+    t = torch.full((4,), 0.7, dtype=torch.float64)
+    with pytest.raises(TangentError, match=r"module|network itself \(Net\).*Python number"):
+        meanflow_loss(Net(), x, eps, t / 2, t)
