@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from meanflow_ref.fields.points import PointMasses
     from meanflow_ref.fields.shell import Shell
     from meanflow_ref.fields.uniform import UniformBoxes
+    from meanflow_ref.kit.sampler import check_sampler
+    from meanflow_ref.kit.times import check_times
     from meanflow_ref.objectives.guidance import Guidance
     from meanflow_ref.objectives.meanflow import meanflow_loss
     from meanflow_ref.objectives.times import LogitNormalPair, UniformPair
@@ -44,6 +46,8 @@ _PUBLIC = {
     "UniformPair": "objectives.times",
     "VariancePreservingPath": "paths",
     "average_velocity": "truth",
+    "check_sampler": "kit.sampler",
+    "check_times": "kit.times",
     "meanflow_loss": "objectives.meanflow",
     "sample": "sampling",
 }
@@ -66,6 +70,8 @@ __all__ = [
     "VariancePreservingPath",
     "__version__",
     "average_velocity",
+    "check_sampler",
+    "check_times",
     "meanflow_loss",
     "sample",
 ]
