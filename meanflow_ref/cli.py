@@ -41,6 +41,12 @@ def _train(arguments: argparse.Namespace) -> int:
     return train(arguments.arguments)
 
 
+def _tape(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.tape.command import tape
+
+    return tape(arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from meanflow_ref.doctor import doctor
 
@@ -57,6 +63,7 @@ def _cite(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "verify": (_verify, "the main job: proofs, exact truth, the reference loss held against it, and its mutants"),
     "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
+    "tape": (_tape, "judge a loss of any framework by a recording (npz); needs numpy alone"),
     "doctor": (_doctor, "versions, devices and optional packages found"),
     "cite": (_cite, "BibTeX for this library and the paper"),
 }
@@ -76,6 +83,10 @@ def build_parser() -> argparse.ArgumentParser:
         child = commands.add_parser(name, help=text, description=text, add_help=name != "train")
         if name == "verify":
             _add_verify_options(child)
+        if name == "tape":
+            from meanflow_ref.kit.tape.command import add_options
+
+            add_options(child)
         if name == "train":
             child.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser

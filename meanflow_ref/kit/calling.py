@@ -19,11 +19,15 @@ _PACKAGES = tuple(str(Path(str(module.__file__)).parent) for module in (meanflow
 
 
 def user_line() -> str:
-    """``file:line`` of the innermost frame outside this library and torch, relative to the working folder."""
+    """``file:line`` of the innermost frame outside this library, torch and jax, relative to the working folder."""
+    packages = (
+        *_PACKAGES,
+        *(str(Path(str(sys.modules[name].__file__)).parent) for name in ("jax",) if name in sys.modules),
+    )
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith((*_PACKAGES, "<")):
+        if not file.startswith((*packages, "<")):
             with suppress(ValueError):
                 file = str(Path(file).relative_to(Path.cwd()))
             return f"{file}:{frame.f_lineno}"

@@ -46,7 +46,8 @@ def test_the_diagnosis_points_at_the_call() -> None:
     def mine(net: Any, noise: Tensor, steps: int) -> Tensor:
         zero, one = torch.zeros(len(noise)), torch.ones(len(noise))
         u = net(noise, zero, one)  # the blamed line
-        return noise + u
+        data: Tensor = noise + u
+        return data
 
     (found,) = check_sampler(mine, steps=(1,)).diagnoses
     file, line = found.where.rsplit(":", 1)

@@ -40,7 +40,8 @@ def _h(r: Tensor, t: Tensor) -> Tensor:
 def euler_on_v(net: Net, noise: Tensor, steps: int) -> Tensor:
     """The multi-step sampler of flow matching, kept beside a right one-step branch."""
     if steps == 1:
-        return noise - net(noise, _rows(noise, 0.0), _rows(noise, 1.0))
+        data: Tensor = noise - net(noise, _rows(noise, 0.0), _rows(noise, 1.0))
+        return data
     z = noise
     for i in range(steps):
         t = _rows(z, 1 - i / steps)
@@ -165,7 +166,7 @@ def uneven(net: Net, noise: Tensor, steps: int) -> Tensor:
 
 
 def guided_batch(net: Net, noise: Tensor, steps: int) -> Tensor:
-    """The batch twice, with and without label, mixed at scale 1.5: with one field for both the mixture is that field."""
+    """The batch twice, with and without label, mixed at scale 1.5: one field for both, so the mixture is that field."""
     z, label = noise, torch.zeros(len(noise), dtype=torch.long)
     for i in range(steps):
         t, r = _rows(z, 1 - i / steps).repeat(2), _rows(z, 1 - (i + 1) / steps).repeat(2)
@@ -223,7 +224,14 @@ def history(net: Net, noise: Tensor, steps: int) -> list[Tensor]:
 def v_head_unused(net: Net, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
     """Takes u of (u, v)."""
     u, _ = net(z, r, t)
-    return z - _h(r, t) * u
+    data: Tensor = z - _h(r, t) * u
+    return data
+
+
+def image_step(net: Net, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    """A step of images (B, C, H, W)."""
+    data: Tensor = z - _h(r, t)[..., None, None] * net(z, r, t)
+    return data
 
 
 CORRECT = (
@@ -238,7 +246,7 @@ CORRECT = (
     Case("doubled batch with labels", guided_batch, options={"call": "z, r, t, y"}),
     Case("noise at t = 0", data_at_one, options={"time_direction": "data_at_one"}),
     Case("u of (u, v)", _loop(v_head_unused), options={"returns": "u, v"}),
-    Case("images", _loop(lambda net, z, r, t: z - (t - r)[:, None, None, None] * net(z, r, t)), options={"shape": (3, 4, 4)}),
+    Case("images", _loop(image_step), options={"shape": (3, 4, 4)}),
     Case("float32", sample, options={"dtype": torch.float32}),
     Case("all states", history),
     Case("stops at 0.001", trimmed),
