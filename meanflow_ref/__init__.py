@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meanflow_ref.fields.points import PointMasses
     from meanflow_ref.fields.shell import Shell
     from meanflow_ref.fields.uniform import UniformBoxes
+    from meanflow_ref.kit.network.check import check_network
     from meanflow_ref.kit.sampler import check_sampler
     from meanflow_ref.kit.times import check_times
     from meanflow_ref.objectives.guidance import Guidance
@@ -46,6 +47,7 @@ _PUBLIC = {
     "UniformPair": "objectives.times",
     "VariancePreservingPath": "paths",
     "average_velocity": "truth",
+    "check_network": "kit.network.check",
     "check_sampler": "kit.sampler",
     "check_times": "kit.times",
     "meanflow_loss": "objectives.meanflow",
@@ -70,6 +72,7 @@ __all__ = [
     "VariancePreservingPath",
     "__version__",
     "average_velocity",
+    "check_network",
     "check_sampler",
     "check_times",
     "meanflow_loss",
