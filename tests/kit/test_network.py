@@ -53,7 +53,7 @@ def test_a_healthy_network_is_not_flagged(case: Case) -> None:
 
 
 def test_compiled_against_eager() -> None:
-    """aot_eager: dynamo without a code generator. The custom rule is dropped; without it nothing differs."""
+    """Dynamo without a code generator. The custom rule is dropped; without it nothing differs."""
     report = run(COMPILED)
     assert [one.name for one in report.diagnoses] == ["COMPILED_NEQ_EAGER"]
     torch.manual_seed(0)

@@ -54,7 +54,7 @@ def check_network(
         returns: What it returns, ``"u"``, ``"u, v"``, ...
         time_direction: ``"data_at_one"`` if its noise is at time 0.
         time_shape: Shape of the times that it is given.
-        compiled: Also compile it (a backend's name; True is ``"aot_eager"``) and compare. A compiled network always is.
+        compiled: Also compile it (a backend's name; True is ``"eager"``) and compare. A compiled network always is.
         seed: Of random layers and of the direction v.
 
     Returns:
@@ -199,7 +199,7 @@ class _Preflight:
         if not compiled and not compiling.is_compiled(self.given.net):
             self._skip(name, "not asked for: compiled=True", needed=False)
             return
-        backend = compiled if isinstance(compiled, str) else "aot_eager"
+        backend = compiled if isinstance(compiled, str) else "eager"
         subject = replace(self.given, math_attention=self.subject.math_attention)
         if isinstance(subject.net, nn.Module) and not compiling.is_compiled(subject.net):
             subject = replace(subject.copied(), math_attention=self.subject.math_attention)

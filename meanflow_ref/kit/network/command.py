@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-at-one", action="store_true", help="its noise is at t = 0")
     parser.add_argument("--time-shape", default="(B,)", choices=("(B,)", "(B, 1)", "broadcast"))
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "bfloat16", "float16"))
-    parser.add_argument("--compile", metavar="BACKEND", help="also compare with torch.compile, e.g. aot_eager")
+    parser.add_argument("--compile", metavar="BACKEND", help="also compare with torch.compile, e.g. eager or inductor")
     parser.add_argument("--seed", type=int, default=0)
 
 
