@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meanflow_ref.fields.points import PointMasses
     from meanflow_ref.fields.shell import Shell
     from meanflow_ref.fields.uniform import UniformBoxes
+    from meanflow_ref.kit.distributed.check import check_distributed
     from meanflow_ref.kit.network.check import check_network
     from meanflow_ref.kit.sampler import check_sampler
     from meanflow_ref.kit.times import check_times
@@ -47,6 +48,7 @@ _PUBLIC = {
     "UniformPair": "objectives.times",
     "VariancePreservingPath": "paths",
     "average_velocity": "truth",
+    "check_distributed": "kit.distributed.check",
     "check_network": "kit.network.check",
     "check_sampler": "kit.sampler",
     "check_times": "kit.times",
@@ -72,6 +74,7 @@ __all__ = [
     "VariancePreservingPath",
     "__version__",
     "average_velocity",
+    "check_distributed",
     "check_network",
     "check_sampler",
     "check_times",
