@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from meanflow_ref.fields.shell import Shell
     from meanflow_ref.fields.uniform import UniformBoxes
     from meanflow_ref.kit.distributed.check import check_distributed
+    from meanflow_ref.kit.guidance.check import check_guidance
     from meanflow_ref.kit.network.check import check_network
     from meanflow_ref.kit.sampler import check_sampler
     from meanflow_ref.kit.times import check_times
@@ -49,6 +50,7 @@ _PUBLIC = {
     "VariancePreservingPath": "paths",
     "average_velocity": "truth",
     "check_distributed": "kit.distributed.check",
+    "check_guidance": "kit.guidance.check",
     "check_network": "kit.network.check",
     "check_sampler": "kit.sampler",
     "check_times": "kit.times",
@@ -75,6 +77,7 @@ __all__ = [
     "__version__",
     "average_velocity",
     "check_distributed",
+    "check_guidance",
     "check_network",
     "check_sampler",
     "check_times",
