@@ -16,6 +16,9 @@ PATHS: dict[str, Callable[[], AbstractPath]] = {
     "variance-preserving": VariancePreservingPath,
 }
 
+# The network's time at t = 1.
+UNITS = (1.0, 999.0, 1000.0)
+
 
 @dataclass(frozen=True)
 class PathFit:
@@ -27,6 +30,7 @@ class PathFit:
         scale: Factor that the loss puts on the data.
         misfit: Largest relative departure of alpha.
         slot: Argument that is the time of the state, ``"t"`` or, if the two are swapped, ``"r"``.
+        unit: What the network's time is at t = 1; 1000 in code that borrows a diffusion model's embedding.
 
     """
 
@@ -35,10 +39,12 @@ class PathFit:
     scale: float
     misfit: float
     slot: str
+    unit: float = 1.0
 
     def schedules(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, sigma and their derivatives in the loss's own time, each ``(U, 1)``."""
         path = PATHS[self.name]()
+        t = t / self.unit
         s = (1 - t if self.reversed else t)[:, None]
         sign = -1 if self.reversed else 1
         return path.alpha(s), path.sigma(s), sign * path.alpha_dot(s), sign * path.sigma_dot(s)
@@ -59,7 +65,9 @@ def recognise(alpha: Tensor, times: dict[str, Tensor], tolerance: float) -> Path
     found = []
     for name, build in PATHS.items():
         path = build()
-        for slot, t in times.items():
+        for slot, raw in times.items():
+            unit = next((u for u in UNITS if float(raw.max()) <= u * (1 + 1e-6)), 1.0)
+            t = raw / unit
             for back in (False, True):
                 expected = path.alpha(1 - t if back else t)
                 use = (expected > 0.02) & (t >= 0) & (t <= 1)
@@ -68,7 +76,7 @@ def recognise(alpha: Tensor, times: dict[str, Tensor], tolerance: float) -> Path
                 ratio = alpha[use] / expected[use]
                 scale = float(ratio.median())
                 misfit = float(((alpha[use] - scale * expected[use]).abs() / max(abs(scale), 1e-3)).max())
-                found.append(PathFit(name, back, scale, misfit, slot))
+                found.append(PathFit(name, back, scale, misfit, slot, unit))
     found = [fit for fit in found if fit.misfit < tolerance and abs(fit.scale) > 1e-3]
     return min(found, key=lambda fit: (fit.misfit > 1e-9, fit.slot != "t", fit.misfit), default=None)
 
@@ -88,3 +96,18 @@ def velocity_misfit(
     offset = float(rest.median())
     scale = velocity.abs().mean() / guidance.abs().clamp_min(1e-9)
     return ((rest - offset) * determinant / sigma.clamp_min(1e-3)).abs().amax(dim=1) / scale.clamp_min(1e-3), offset
+
+
+def sigma_floor(z: Tensor, t: Tensor, velocity: Tensor, x: Tensor, alpha: Tensor, slope: Tensor) -> float | None:
+    """``s`` of the path ``z = (1 - t) x + (s + (1 - s) t) eps`` of conditional flow matching, if it is that.
+
+    There ``sigma/sigma' = t + s/(1 - s)`` on every row.
+    """
+    noise, drift = z - alpha[:, None] * x, velocity - slope[:, None] * x
+    ratio = (noise * drift).sum(1) / (drift * drift).sum(1)
+    rest = (noise - ratio[:, None] * drift).norm(dim=1) / noise.norm(dim=1)
+    offset = ratio - t
+    middle = float(offset.median())
+    if float(rest.max()) > 1e-4 or not 0 < middle < 0.2 or float((offset - middle).abs().max()) > 1e-2 * middle + 1e-9:
+        return None
+    return middle / (1 + middle)

@@ -44,8 +44,9 @@ class Call:
     dtype: torch.dtype
     where: str
     mask: Tensor | None = None
-    # Filled after the backward pass: dL/du in this call, by row.
+    # Filled after the backward pass: dL/du in this call, by row, and the same of its second head.
     grad: Tensor | None = None
+    head_grad: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -147,6 +148,7 @@ class Probe(nn.Module):
                 bias = setting.bias[index]
                 leaf[: bias.shape[0]] = bias
             self.pool.append(leaf.requires_grad_())
+        self.heads = [torch.zeros(rows, *event, dtype=torch.float64, requires_grad=True) for _ in range(MAX_CALLS)]
         for name, value in (attributes or {}).items():
             object.__setattr__(self, name, value)
 
@@ -229,8 +231,9 @@ class Probe(nn.Module):
             time["h"] = -time["-h"]
         if not {"r", "t"} & set(time):
             return z, torch.zeros_like(time["h"]), time["h"]
-        t = time["t"] if "t" in time else time["r"] + time["h"]
-        return z, time["r"] if "r" in time else t - time["h"], t
+        t = time["t"] if "t" in time else time["r"] + time["h"] if "h" in time else time["r"]
+        # A network that is told t alone stands at r = t.
+        return z, time["r"] if "r" in time else t - time["h"] if "h" in time else t, t
 
     def _pack(self, u: Tensor, z: Tensor, t: Tensor, y: Tensor | None, index: int) -> Any:
         if not self.returns_tuple:
@@ -238,7 +241,7 @@ class Probe(nn.Module):
         start = column(t, z, "t")
         heads = {
             "u": lambda: u,
-            "v": lambda: self.value(z, start, start, y, None),
+            "v": lambda: self.value(z, start, start, y, None) + self.heads[index][: z.shape[0]].to(z.dtype),
             "_": lambda: torch.zeros_like(u),
         }
         return tuple(heads[name]() for name in self.outputs)

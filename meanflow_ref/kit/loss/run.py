@@ -90,8 +90,9 @@ def run(target: Target, setting: Setting | None = None, *, x: Tensor | None = No
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value.backward()  # type: ignore[no-untyped-call]
-    for call, leaf in zip(probe.calls, probe.pool, strict=False):
+    for call, leaf, head in zip(probe.calls, probe.pool, probe.heads, strict=False):
         call.grad = None if leaf.grad is None else leaf.grad[: call.rows].clone()
+        call.head_grad = None if head.grad is None else head.grad[: call.rows].clone()
     return Run(value.detach(), probe.calls, probe, loss.dim() > 0)
 
 
