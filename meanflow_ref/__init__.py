@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from meanflow_ref.fields.points import PointMasses
     from meanflow_ref.fields.shell import Shell
     from meanflow_ref.fields.uniform import UniformBoxes
+    from meanflow_ref.kit.distributed.check import check_distributed
+    from meanflow_ref.kit.guidance.check import check_guidance
+    from meanflow_ref.kit.network.check import check_network
     from meanflow_ref.kit.sampler import check_sampler
     from meanflow_ref.kit.times import check_times
     from meanflow_ref.objectives.guidance import Guidance
@@ -46,6 +49,9 @@ _PUBLIC = {
     "UniformPair": "objectives.times",
     "VariancePreservingPath": "paths",
     "average_velocity": "truth",
+    "check_distributed": "kit.distributed.check",
+    "check_guidance": "kit.guidance.check",
+    "check_network": "kit.network.check",
     "check_sampler": "kit.sampler",
     "check_times": "kit.times",
     "meanflow_loss": "objectives.meanflow",
@@ -70,6 +76,9 @@ __all__ = [
     "VariancePreservingPath",
     "__version__",
     "average_velocity",
+    "check_distributed",
+    "check_guidance",
+    "check_network",
     "check_sampler",
     "check_times",
     "meanflow_loss",

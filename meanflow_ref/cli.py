@@ -41,6 +41,12 @@ def _train(arguments: argparse.Namespace) -> int:
     return train(arguments.arguments)
 
 
+def _preflight(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.network.command import preflight
+
+    return preflight(arguments)
+
+
 def _tape(arguments: argparse.Namespace) -> int:
     from meanflow_ref.kit.tape.command import tape
 
@@ -63,6 +69,7 @@ def _cite(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "verify": (_verify, "the main job: proofs, exact truth, the reference loss held against it, and its mutants"),
     "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
+    "preflight": (_preflight, "will this network survive a JVP? names the module, the cause, the fix"),
     "tape": (_tape, "judge a loss of any framework by a recording (npz); needs numpy alone"),
     "doctor": (_doctor, "versions, devices and optional packages found"),
     "cite": (_cite, "BibTeX for this library and the paper"),
@@ -84,9 +91,13 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "verify":
             _add_verify_options(child)
         if name == "tape":
-            from meanflow_ref.kit.tape.command import add_options
+            from meanflow_ref.kit.tape.command import add_options as add_tape_options
 
-            add_options(child)
+            add_tape_options(child)
+        if name == "preflight":
+            from meanflow_ref.kit.network.command import add_options as add_preflight_options
+
+            add_preflight_options(child)
         if name == "train":
             child.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser

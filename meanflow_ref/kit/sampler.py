@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from meanflow_ref.convention import Convention
-from meanflow_ref.errors import NetworkError, NonFiniteError, ParameterError, ShapeError
-from meanflow_ref.kit.calling import blame, describe, require_callable, seeded
+from meanflow_ref.errors import DtypeError, NetworkError, NonFiniteError, ParameterError, ShapeError
+from meanflow_ref.kit.calling import blame, describe, require_callable, seeded, uncompiled
 from meanflow_ref.kit.diagnosis import CheckResult, Diagnosis, Report
 from meanflow_ref.kit.exact import ExactNetwork, OnEvents, oracle_fields
 from meanflow_ref.kit.finding import conclude, finding
@@ -109,8 +109,9 @@ def _require_steps(steps: Sequence[int]) -> list[int]:
 def _run(
     sample: Callable[..., Any], name: str, field: OnEvents, net: ExactNetwork, noise: Tensor, count: int, seed: int
 ) -> _Run:
-    with seeded(seed), blame(f"the sampler, called as sample(model, noise, {count}),", "wrap it in a function "
-                             "sample(model, noise, steps) that calls yours"):  # fmt: skip
+    what = f"the sampler, called as sample(model, noise, {count}),"
+    remedy = "wrap it in a function sample(model, noise, steps) that calls yours"
+    with seeded(seed), blame(what, remedy), uncompiled():
         returned = sample(net, noise.clone(), count)
     if not net.calls:
         raise NetworkError(
@@ -152,6 +153,12 @@ def _state(returned: Any, noise: Tensor) -> Tensor:
         candidates = [returned[-1]]
     for candidate in candidates:
         if isinstance(candidate, Tensor) and candidate.shape == noise.shape:
+            if not candidate.is_floating_point():
+                raise DtypeError(
+                    f"the sampler returned {candidate.dtype}.",
+                    "floating-point data",
+                    "check it before they are rounded",
+                )
             return candidate
     seen = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
     raise ShapeError(f"the sampler returned {seen}.", f"data of the noise's shape {tuple(noise.shape)}", "")
@@ -175,6 +182,14 @@ def _report(target: str, runs: Sequence[_Run], call: str, seconds: float) -> Rep
             "" if kept else "the first call is at another state; it was taken as the noise",
         )
     )
+    other = sorted({(run.steps, len(run.taken)) for run in runs if len(run.taken) != run.steps})
+    checks.append(
+        CheckResult(
+            "takes as many steps as asked",
+            "noted" if other else "passed",
+            ", ".join(f"{taken} when asked for {asked}" for asked, taken in other),
+        )
+    )
     measured = {
         "call": call,
         "errors": {f"{run.field}, {run.steps}": run.error for run in runs},
@@ -182,7 +197,7 @@ def _report(target: str, runs: Sequence[_Run], call: str, seconds: float) -> Rep
         "noise_kept": kept,
         "variants": sorted({run.excuse for run in runs if run.excuse}),
     }
-    excused = any(run.excuse for run in runs) or not kept
+    excused = any(run.excuse for run in runs) or not kept or bool(other)
     diagnoses = _diagnoses([run for run in runs if not run.ok and not run.excuse])
     return conclude(target, "sampler", checks, diagnoses, variant=excused, measured=measured, seconds=seconds)
 

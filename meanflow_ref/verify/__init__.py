@@ -16,6 +16,7 @@ SECTIONS: tuple[str, ...] = (
     "meanflow_ref.verify.rows_truth:checks",
     "meanflow_ref.verify.rows_loss:checks",
     "meanflow_ref.verify.rows_mutants:checks",
+    "meanflow_ref.verify.rows_sisters:checks",
 )
 
 

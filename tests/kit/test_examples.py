@@ -50,6 +50,13 @@ def test_parts(tmp_path: Path) -> None:
     lines = run(example("README.md", "parts"), tmp_path).splitlines()
     assert lines[0] == "correct"
     assert lines[1].startswith("correct 0.75")
+    assert lines[2:] == ["['ATTENTION_NO_FORWARD_AD']", "correct"]
+
+
+@pytest.mark.slow
+def test_distributed(tmp_path: Path) -> None:
+    (tmp_path / "my_step.py").write_text(example("README.md", "distributed"))
+    assert run("import runpy; runpy.run_path('my_step.py', run_name='__main__')", tmp_path).strip() == "correct"
 
 
 def test_jax(tmp_path: Path) -> None:

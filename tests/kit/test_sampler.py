@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meanflow_ref.errors import MeanFlowError, NetworkError, NonFiniteError, ParameterError, ShapeError
+from meanflow_ref.errors import DtypeError, MeanFlowError, NetworkError, NonFiniteError, ParameterError, ShapeError
 from meanflow_ref.kit.catalogue import sampler as part
 from meanflow_ref.kit.exact import oracle_fields
 from meanflow_ref.kit.mutants.case import Case
@@ -102,6 +102,10 @@ def wrong_shape(net: Any, noise: Tensor, steps: int) -> Tensor:
     return sample(net, noise, steps)[:2]
 
 
+def pixels(net: Any, noise: Tensor, steps: int) -> Tensor:
+    return (255 * sample(net, noise, steps)).to(torch.uint8)
+
+
 def two_arguments(net: Any, noise: Tensor) -> Tensor:
     return sample(net, noise)
 
@@ -114,6 +118,7 @@ def two_arguments(net: Any, noise: Tensor) -> Tensor:
         (asks, {}, NetworkError, "default_steps"),
         (nans, {}, NonFiniteError, "NaN"),
         (wrong_shape, {}, ShapeError, r"\(2, 4\)"),
+        (pixels, {}, DtypeError, "uint8"),
         (two_arguments, {}, ParameterError, "sample\\(model, noise, steps\\)"),
         (sample, {"call": "z, (t, h)"}, NetworkError, "tensor\\(6,\\)"),
         (sample, {"call": "z, t"}, MeanFlowError, "both r and t"),

@@ -41,7 +41,7 @@ def jacobian_transposed(z: Array, r: Array, t: Array, v: Array) -> Array:
 
 def loss(
     x: Array, *, target: str = "", power: float = 1.0, eps: float = 1e-3, mean: bool = False, weight: str = "",
-    path: str = "linear", leak: float = 0.0, factor: float = 1.0, never: bool = False,
+    path: str = "linear", leak: float = 0.0, factor: float = 1.0, offset: float = 0.0, never: bool = False,
 ) -> dict[str, Array]:  # fmt: skip
     """One recording of a loss, with at most one thing wrong."""
     rng = np.random.default_rng(3)
@@ -50,7 +50,7 @@ def loss(
     r[: len(x) // 4] = t[: len(x) // 4]
     r = t.copy() if never else r
     e = rng.normal(size=x.shape)
-    x = factor * x - (1 if factor == 2 else 0)
+    x = factor * x + offset
     column, h = t[:, None], (t - r)[:, None]
     half = np.pi / 2
     z, v = {
@@ -124,6 +124,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"weight": "element"}, "WEIGHT_PER_ELEMENT"),
     ({"leak": 0.05}, "TARGET_NOT_DETACHED"),
     ({"never": True}, "NEVER_R_NEQ_T"),
+    ({"target": "swapped", "factor": 2.0, "offset": -1.0}, "R_AND_T_SWAPPED"),
 ]
 
 
@@ -143,7 +144,8 @@ RIGHT: list[tuple[dict[str, Any], str, str]] = [
     ({"path": "trigonometric"}, "correct", "meanflow"),
     ({"path": "reversed"}, "variant", "meanflow"),
     ({"weight": "own"}, "variant", "meanflow"),
-    ({"factor": 2.0}, "correct", "meanflow"),
+    ({"factor": 2.0, "offset": -1.0}, "correct", "meanflow"),
+    ({"factor": 1.3, "offset": 0.4}, "correct", "meanflow"),
     ({"factor": 0.5}, "correct", "meanflow"),
 ]
 

@@ -221,6 +221,11 @@ def history(net: Net, noise: Tensor, steps: int) -> list[Tensor]:
     return list(trajectory(net, noise, steps))
 
 
+def one_step_always(net: Net, noise: Tensor, steps: int) -> Tensor:
+    """Ignores the number of steps."""
+    return sample(net, noise, 1)
+
+
 def v_head_unused(net: Net, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
     """Takes u of (u, v)."""
     u, _ = net(z, r, t)
@@ -254,4 +259,5 @@ CORRECT = (
     Case("clamped", clamped),
     Case("mapped to [0, 1]", pixels),
     Case("own noise", own_noise),
+    Case("one step always", one_step_always),
 )  # fmt: skip

@@ -121,6 +121,27 @@ def misfit(p: Parts, target: Array) -> float:
     return float((across[seen] / length[seen]).max()) if seen.any() else np.inf
 
 
+def offset_of(without: Parts, with_one: Parts) -> float:
+    """Least squares of the constant added to the data: over rows with r = t, where every target is v, or over all rows.
+
+    Args:
+        without: Parts for no offset.
+        with_one: Parts for an offset of 1; everything is affine in it.
+
+    """
+    equal = np.abs(without.h[:, 0]) < 1e-9
+    rows = equal if equal.sum() >= 4 else np.ones_like(equal)
+    g = without.g / np.linalg.norm(without.g, axis=1, keepdims=True)
+
+    def residual(p: Parts) -> Array:
+        delta = p.u - p.target(p.v, p.along(p.v) + p.du_dt)
+        return np.asarray(delta - (delta * g).sum(1, keepdims=True) * g)[rows].reshape(-1)
+
+    start = residual(without)
+    slope = residual(with_one) - start
+    return float(-(start @ slope) / max(float(slope @ slope), 1e-300))
+
+
 def coefficients(p: Parts) -> tuple[dict[str, float], float]:
     """Least squares of the target on v and (t - r) times J v, du/dt and du/dr, and the residual's relative size.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from meanflow_ref.kit.diagnosis import CheckResult, Diagnosis, Report
 from meanflow_ref.kit.finding import conclude, finding
-from meanflow_ref.kit.tape.hypotheses import Hypothesis, Parts, coefficients, hypotheses, misfit, parts_of
+from meanflow_ref.kit.tape.hypotheses import Hypothesis, Parts, coefficients, hypotheses, misfit, offset_of, parts_of
 from meanflow_ref.kit.tape.path import Measured, measure_path
 from meanflow_ref.kit.tape.reading import Tape
 from meanflow_ref.kit.tape.weight import Weight, fit_weight, per_element
@@ -73,7 +73,7 @@ class _Verdict:
         path = measure_path(self.tape, self.tolerance)
         if not self._path(path):
             return
-        parts = parts_of(self.tape, path)
+        parts = self._with_offset(parts_of(self.tape, path))
         fitted = self._target(parts)
         if fitted is not None:
             self._weight(parts, fitted)
@@ -121,6 +121,21 @@ class _Verdict:
         else:
             self._add("path", True, f"{path.name}, off by {measured.error:.1e}")
         return True
+
+    def _with_offset(self, parts: Parts) -> Parts:
+        """The parts, with the constant that the loss adds to its data where no target fits without one."""
+        if min(misfit(parts, one.target) for one in hypotheses(parts)) <= self.tolerance:
+            return parts
+        shifted = parts_of(self.tape, measure_path(self.tape, self.tolerance, 1.0))
+        offset = offset_of(parts, shifted)
+        moved = parts_of(self.tape, measure_path(self.tape, self.tolerance, offset))
+        if (
+            abs(offset) > self.tolerance
+            and min(misfit(moved, one.target) for one in hypotheses(moved)) <= self.tolerance
+        ):
+            self.measured["data_offset"] = offset
+            return moved
+        return parts
 
     def _target(self, parts: Parts) -> Hypothesis | None:
         if float(np.abs(parts.h).max()) < 1e-3:

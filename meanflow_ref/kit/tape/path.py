@@ -59,10 +59,14 @@ class Measured:
     x: Array
     eps: Array
     v: Array
+    offset: float = 0.0
 
 
-def measure_path(tape: Tape, tolerance: float) -> Measured:
-    """The path, or None with the error of the nearest; rows too near either end to divide by sigma are left out."""
+def measure_path(tape: Tape, tolerance: float, offset: float = 0.0) -> Measured:
+    """The path, or None with the error of the nearest; rows too near either end to divide by sigma are left out.
+
+    The two runs cannot see a constant that the loss adds to its data: ``offset`` is a guess of it.
+    """
     dx, dz = tape.x_other - tape.x, tape.z_other - tape.z
     alpha = (dz * dx).sum(1) / np.maximum((dx * dx).sum(1), 1e-300)
     affine = float(np.abs(dz - alpha[:, None] * dx).max() / max(float(np.abs(dx).max()), 1e-300))
@@ -77,8 +81,8 @@ def measure_path(tape: Tape, tolerance: float) -> Measured:
     assert best is not None
     keep = (best.sigma(tape.t) > 0.05) & (best.alpha(tape.t) > 0.01) & (np.abs(tape.g).sum(1) > 0)
     t = tape.t[keep][:, None]
-    x = factor * tape.x[keep] + (-1.0 if abs(factor - 2) < 1e-6 else 0.0)
+    x = factor * tape.x[keep] + offset
     eps = (tape.z[keep] - best.alpha(t) * x) / best.sigma(t)
     v = best.alpha_dot(t) * x + best.sigma_dot(t) * eps
     found = best if best_error <= 100 * tolerance else None
-    return Measured(found, best_error, factor, np.flatnonzero(keep), x, eps, v)
+    return Measured(found, best_error, factor, np.flatnonzero(keep), x, eps, v, offset)
