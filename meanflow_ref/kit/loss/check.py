@@ -32,36 +32,8 @@ from meanflow_ref.kit.loss.probe import Setting
 from meanflow_ref.kit.loss.run import Target, run
 from meanflow_ref.kit.loss.seen_times import judge_times
 from meanflow_ref.kit.loss.weight import WeightFit, fit_weight
+from meanflow_ref.kit.names import LOSS_CHECKS
 
-# The checks of oracle 1, in the report's order, and the diagnoses that each can make.
-CHECKS: dict[str, tuple[str, ...]] = {
-    "prediction": ("PREDICTION_DETACHED",),
-    "path": ("TIME_REVERSED",),
-    "velocity": ("VELOCITY_SIGN", "PATH_TANGENT_MISMATCH"),
-    "tangent": (
-        "R_AND_T_SWAPPED", "R_MOVES", "SPATIAL_TANGENT_MISSING", "TIME_TANGENT_MISSING", "TRANSPOSED_JACOBIAN",
-        "TANGENT_NOT_VELOCITY", "R_DERIVATIVE_AT_WRONG_POINT",
-    ),
-    "coefficient": ("COEFFICIENT", "INTERVAL_SIGN", "INTERVAL_NOT_T_MINUS_R"),
-    "target": ("UNKNOWN_FORMULA",),
-    "stop-gradient": ("TARGET_NOT_DETACHED",),
-    "dropout": ("DROPOUT_MISMATCH",),
-    "weight": (
-        "WEIGHT_POWER", "WEIGHT_SQUARED_TWICE", "WEIGHT_PER_ELEMENT", "WEIGHT_NOT_DETACHED", "WEIGHT_BATCH_COUPLED",
-        "REDUCTION_MEAN",
-    ),
-    "clipping": ("TARGET_CLIPPED",),
-    "precision": ("TARGET_LOW_PRECISION", "FINITE_DIFFERENCE_COARSE"),
-    "times order": ("R_GREATER_THAN_T",),
-    "times range": ("TIMES_OUT_OF_RANGE",),
-    "times mix": (
-        "RATIO_MISMATCH", "RATIO_INVERTED", "NEVER_R_NEQ_T", "NEVER_R_EQ_T", "PER_BATCH_COIN", "MASKS_CORRELATED",
-    ),
-    "guidance": (
-        "GUIDED_TARGET_UNGUIDED_TANGENT", "NULL_BRANCH_CONDITIONAL", "KAPPA_MISSING", "GUIDANCE_LOST_ON_R_EQ_T",
-        "GUIDANCE_ON_NULL_ROWS",
-    ),
-}  # fmt: skip
 # A loss that could not be measured here is not passed.
 ESSENTIAL = {"path", "velocity", "tangent", "target", "weight"}
 
@@ -382,7 +354,7 @@ def _report(name: str, out: Judgement, margin: float | None, seconds: float) -> 
         out.diagnoses.append(finding("INCONCLUSIVE", reasons, "every essential check measured", severity="note"))
     out.diagnoses.sort(key=lambda one: _GRAVE.index(one.name) if one.name in _GRAVE else len(_GRAVE))
     checks = []
-    for check, names in CHECKS.items():
+    for check, names in LOSS_CHECKS.items():
         found = [blamed[n] for n in names if n in blamed]
         wrong = any(d.severity == "wrong" for d in found)
         detail = found[0].observed if found else out.details.get(check, "")
@@ -401,4 +373,4 @@ def _report(name: str, out: Judgement, margin: float | None, seconds: float) -> 
     )  # fmt: skip
 
 
-__all__ = ["CHECKS", "NetworkError", "check_loss", "make_target"]
+__all__ = ["NetworkError", "check_loss", "make_target"]
