@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from meanflow_ref.kit.distributed.check import check_distributed
     from meanflow_ref.kit.guidance.check import check_guidance
     from meanflow_ref.kit.network.check import check_network
+    from meanflow_ref.kit.loss.check import check_loss
+    from meanflow_ref.kit.plugin import meanflow_checks
     from meanflow_ref.kit.sampler import check_sampler
     from meanflow_ref.kit.times import check_times
     from meanflow_ref.objectives.guidance import Guidance
@@ -51,9 +53,11 @@ _PUBLIC = {
     "average_velocity": "truth",
     "check_distributed": "kit.distributed.check",
     "check_guidance": "kit.guidance.check",
+    "check_loss": "kit.loss.check",
     "check_network": "kit.network.check",
     "check_sampler": "kit.sampler",
     "check_times": "kit.times",
+    "meanflow_checks": "kit.plugin",
     "meanflow_loss": "objectives.meanflow",
     "sample": "sampling",
 }
@@ -78,9 +82,11 @@ __all__ = [
     "average_velocity",
     "check_distributed",
     "check_guidance",
+    "check_loss",
     "check_network",
     "check_sampler",
     "check_times",
+    "meanflow_checks",
     "meanflow_loss",
     "sample",
 ]

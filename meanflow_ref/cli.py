@@ -35,6 +35,24 @@ def _verify(arguments: argparse.Namespace) -> int:
     return verify(arguments)
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.command import check
+
+    return check(arguments)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.command import explain
+
+    return explain(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.command import list_checks
+
+    return list_checks(arguments)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from meanflow_ref.train.__main__ import main as train
 
@@ -68,6 +86,9 @@ def _cite(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "verify": (_verify, "the main job: proofs, exact truth, the reference loss held against it, and its mutants"),
+    "check": (_check, "somebody's loss, measured from outside: is it right, and what is wrong with it"),
+    "explain": (_explain, "one diagnosis's page: symptom, cause, remedy, measured effect"),
+    "list": (_list, "all diagnoses of the oracle"),
     "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
     "preflight": (_preflight, "will this network survive a JVP? names the module, the cause, the fix"),
     "tape": (_tape, "judge a loss of any framework by a recording (npz); needs numpy alone"),
@@ -98,6 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
             from meanflow_ref.kit.network.command import add_options as add_preflight_options
 
             add_preflight_options(child)
+        if name == "check":
+            from meanflow_ref.kit.command import add_check_options
+
+            add_check_options(child)
+        if name == "explain":
+            child.add_argument("name", metavar="NAME")
         if name == "train":
             child.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,39 +28,12 @@ from meanflow_ref.kit.loss.gradient import derivative_leak, leak_of, masks_of
 from meanflow_ref.kit.loss.guess import fit_data, guess_call, with_spec
 from meanflow_ref.kit.loss.measure import Measured, measure
 from meanflow_ref.kit.loss.numerics import clipping, replay
+from meanflow_ref.kit.loss.probe import Setting
 from meanflow_ref.kit.loss.run import Target, run
 from meanflow_ref.kit.loss.seen_times import judge_times
 from meanflow_ref.kit.loss.weight import WeightFit, fit_weight
+from meanflow_ref.kit.names import LOSS_CHECKS
 
-# The checks of oracle 1, in the report's order, and the diagnoses that each can make.
-CHECKS: dict[str, tuple[str, ...]] = {
-    "prediction": ("PREDICTION_DETACHED",),
-    "path": ("TIME_REVERSED",),
-    "velocity": ("VELOCITY_SIGN", "PATH_TANGENT_MISMATCH"),
-    "tangent": (
-        "R_AND_T_SWAPPED", "R_MOVES", "SPATIAL_TANGENT_MISSING", "TIME_TANGENT_MISSING", "TRANSPOSED_JACOBIAN",
-        "TANGENT_NOT_VELOCITY", "R_DERIVATIVE_AT_WRONG_POINT",
-    ),
-    "coefficient": ("COEFFICIENT", "INTERVAL_SIGN", "INTERVAL_NOT_T_MINUS_R"),
-    "target": ("UNKNOWN_FORMULA",),
-    "stop-gradient": ("TARGET_NOT_DETACHED",),
-    "dropout": ("DROPOUT_MISMATCH",),
-    "weight": (
-        "WEIGHT_POWER", "WEIGHT_SQUARED_TWICE", "WEIGHT_PER_ELEMENT", "WEIGHT_NOT_DETACHED", "WEIGHT_BATCH_COUPLED",
-        "REDUCTION_MEAN",
-    ),
-    "clipping": ("TARGET_CLIPPED",),
-    "precision": ("TARGET_LOW_PRECISION", "FINITE_DIFFERENCE_COARSE"),
-    "times order": ("R_GREATER_THAN_T",),
-    "times range": ("TIMES_OUT_OF_RANGE",),
-    "times mix": (
-        "RATIO_MISMATCH", "RATIO_INVERTED", "NEVER_R_NEQ_T", "NEVER_R_EQ_T", "PER_BATCH_COIN", "MASKS_CORRELATED",
-    ),
-    "guidance": (
-        "GUIDED_TARGET_UNGUIDED_TANGENT", "NULL_BRANCH_CONDITIONAL", "KAPPA_MISSING", "GUIDANCE_LOST_ON_R_EQ_T",
-        "GUIDANCE_ON_NULL_ROWS",
-    ),
-}  # fmt: skip
 # A loss that could not be measured here is not passed.
 ESSENTIAL = {"path", "velocity", "tangent", "target", "weight"}
 
@@ -164,7 +138,7 @@ def check_loss(
 
 def _trained(target: Target, out: Judgement) -> bool:
     """Record PREDICTION_DETACHED if the loss has no gradient at the network's output."""
-    trace = run(target)
+    trace = run(target, Setting(tanh=True))
     if trace.mains:
         return False
     through = derivative_leak(trace)
@@ -305,10 +279,20 @@ def _numerics(m: Measured, out: Judgement, omega: Tensor) -> float | None:
         out.find("clipping", "TARGET_CLIPPED", f"{100 * lost:.0f} % of the target is cut off far out", "no clamp", where)
     else:
         out.details["clipping"] = f"linear to 200 times the data ({lost:.0e})"
+    call = m.derivative_call()
+    if call is not None and call.dtype in {torch.bfloat16, torch.float16}:
+        out.find("precision", "TARGET_LOW_PRECISION", f"the derivative runs in {out.facts['tangent_dtype']}",
+                 "the derivative in float32", call.where)  # fmt: skip
+        return None
     if any(d.severity == "wrong" and d.name not in _REPLAYED_ALL_THE_SAME for d in out.diagnoses):
         out.unmeasured["precision"] = "the formula is wrong already"
         return None
-    seen = replay(m, out, omega)
+    if call is not None and call.autocast:
+        # Autocast leaves double precision alone: look again in single.
+        single = measure(replace(m.target, dtype=torch.float32))
+        seen = replay(single, out, torch.ones_like(single.t)) if not m.reads else None
+    else:
+        seen = replay(m, out, omega)
     if seen is None:
         out.unmeasured["precision"] = f"no replay for {out.formula or 'this formula'}"
         return None
@@ -328,11 +312,10 @@ _REPLAYED_ALL_THE_SAME = {
 
 def _name_precision(m: Measured, out: Judgement, error: float, where: str) -> None:
     call = m.derivative_call()
-    half = call is not None and (call.dtype in {torch.bfloat16, torch.float16})
     autocast = call is not None and call.autocast
-    if half or (autocast and error > 1e-4):
-        out.find("precision", "TARGET_LOW_PRECISION", f"the derivative runs in {'autocast' if autocast else call.dtype}: "  # type: ignore[union-attr]
-                 f"error {error:.1g}", "the derivative in float32", call.where if call else where)  # fmt: skip
+    if call is not None and autocast and error > 1e-4:
+        out.find("precision", "TARGET_LOW_PRECISION", f"the derivative runs under autocast: error {error:.1g}",
+                 "the derivative in float32, outside autocast", call.where)  # fmt: skip
         return
     if error <= max(5e-4 if out.facts["engine"] == "finite difference" else 0.0, 10 * m.tolerance):
         return
@@ -360,7 +343,7 @@ def _elsewhere(m: Measured) -> bool:
 
 
 # What explains other findings comes first; the rest as found.
-_GRAVE = ("TARGET_CLIPPED", "VELOCITY_SIGN", "R_AND_T_SWAPPED")
+_GRAVE = ("TARGET_LOW_PRECISION", "TIMES_OUT_OF_RANGE", "TARGET_CLIPPED", "VELOCITY_SIGN", "R_AND_T_SWAPPED")
 
 
 def _report(name: str, out: Judgement, margin: float | None, seconds: float) -> Report:
@@ -371,7 +354,7 @@ def _report(name: str, out: Judgement, margin: float | None, seconds: float) -> 
         out.diagnoses.append(finding("INCONCLUSIVE", reasons, "every essential check measured", severity="note"))
     out.diagnoses.sort(key=lambda one: _GRAVE.index(one.name) if one.name in _GRAVE else len(_GRAVE))
     checks = []
-    for check, names in CHECKS.items():
+    for check, names in LOSS_CHECKS.items():
         found = [blamed[n] for n in names if n in blamed]
         wrong = any(d.severity == "wrong" for d in found)
         detail = found[0].observed if found else out.details.get(check, "")
@@ -390,4 +373,4 @@ def _report(name: str, out: Judgement, margin: float | None, seconds: float) -> 
     )  # fmt: skip
 
 
-__all__ = ["CHECKS", "NetworkError", "check_loss", "make_target"]
+__all__ = ["NetworkError", "check_loss", "make_target"]

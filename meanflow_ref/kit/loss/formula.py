@@ -80,7 +80,7 @@ def judge_path(m: Measured, out: Judgement) -> Tensor | None:
         out.diagnoses.append(
             finding("TIME_REVERSED", "alpha(t) = t: data at t = 1", "data at t = 0, as in the paper", severity="note")
         )
-    _, _, alpha_dot, _ = fit.schedules(m.t)
+    _, _, alpha_dot, _ = fit.schedules(m.state_time)
     expected = fit.scale * alpha_dot[:, 0] / 1.0
     usable = expected.abs() > 1e-3
     omega = torch.where(usable, m.slope / torch.where(usable, expected, torch.ones_like(expected)), torch.ones_like(m.t))
@@ -93,7 +93,7 @@ def judge_velocity(m: Measured, omega: Tensor, out: Judgement) -> bool:
     tol = 10 * m.tolerance
     nonzero = omega.abs() > tol
     scale = torch.where(nonzero, omega, torch.ones_like(omega))
-    misfit, offset = velocity_misfit(m.path, m.z, m.t, m.velocity, m.x, scale)
+    misfit, offset = velocity_misfit(m.path, m.z, m.state_time, m.velocity, m.x, scale)
     if abs(offset) > 1e-3:
         out.facts["data_offset"] = round(offset, 4)
     worst = float(misfit[nonzero].max()) if bool(nonzero.any()) else 0.0
@@ -102,7 +102,7 @@ def judge_velocity(m: Measured, omega: Tensor, out: Judgement) -> bool:
         if worst < tol * 10:
             out.find("velocity", "VELOCITY_SIGN", "the velocity is -dz/dt", "dz/dt of the path of the states", where)
             return False
-    floor = sigma_floor(m.z, m.t, m.velocity, m.x, m.alpha, m.slope) if worst > tol * 10 else None
+    floor = sigma_floor(m.z, m.state_time, m.velocity, m.x, m.alpha, m.slope) if worst > tol * 10 else None
     if floor is not None:
         out.facts["sigma_min"] = round(floor, 8)
         out.details["velocity"] = f"dz/dt of the path with sigma_min = {floor:.2g}"
@@ -216,7 +216,7 @@ def _name_target(
         _name_coefficient(m, out, where, k_z, k_t, tol)
         _name_tangent(m, out, where, shown)
         return
-    if k_t is None and _same_shape(m, time, spatial, out):
+    if k_t is None and k_r is not None and _same_shape(m, time, spatial, out):
         _name_interval(m, out, where)
         return
     _name_pattern(m, out, where, k_z, k_r, k_t, near, shown, wanted)
@@ -235,6 +235,9 @@ def _name_pattern(
     near: Any, shown: str, wanted: str,
 ) -> None:  # fmt: skip
     """Tangents that are 0 or 1 where they should not be."""
+    if k_z is None and _transposed(m, out):
+        out.find("tangent", "TRANSPOSED_JACOBIAN", shown, wanted, where)
+        return
     one = near(abs(k_z) if k_z is not None else None, 1)
     if (k_t is not None and near(k_t, 0)) and k_r is not None and not near(k_r, 0) and k_z is not None:
         out.find("tangent", "R_AND_T_SWAPPED", shown, wanted, where)
@@ -245,8 +248,7 @@ def _name_pattern(
     elif near(k_t, 0) and k_z is not None:
         out.find("tangent", "TIME_TANGENT_MISSING", shown, wanted, where)
     elif k_z is None and near(k_t, 1):
-        name = "TRANSPOSED_JACOBIAN" if _transposed(m, out) else "TANGENT_NOT_VELOCITY"
-        out.find("tangent", name, shown, wanted, where)
+        out.find("tangent", "TANGENT_NOT_VELOCITY", shown, wanted, where)
     elif k_t is None and k_r is not None and one:
         _name_interval(m, out, where)
     elif k_r is None:
@@ -374,23 +376,23 @@ def is_x_prediction(m: Measured, out: Judgement) -> bool:
     fit = m.path
     if fit is None or fit.name != "linear" or fit.reversed or abs(fit.scale - 1) > 1e-3 or m.reads:
         return False
-    rows = (m.t > 0.1) & (m.interval > SMALL)
+    rows = (m.t > 0.1) & (m.r > 0.03) & (m.interval > SMALL)
     if int(rows.sum()) < 4:
         return False
     t, r, z = m.t[rows][:, None], m.r[rows][:, None], m.z[rows]
     x = m.x[rows]
     v = (z - x) / t
-    tau = t - r
+    # du/dt depends on the output itself, so that the bias at which the gradient vanishes is t/r times further away.
+    far = (t - r) * t / r
     wanted = {
-        "velocity": (m.velocity[rows], z - t * v + tau * (v - z / t)),
-        "t": (m.c_t[rows][:, None], torch.zeros_like(t)),
-        "r": (m.c_r[rows][:, None], -tau * r / t),
-        "z": (m.spatial[rows], tau * (v - z / t)),
-    }
-    worst = max(float((seen - value).abs().max()) for seen, value in wanted.values())
-    if worst > 50 * m.tolerance:
+        "velocity": (m.velocity[rows], x), "t": (m.c_t[rows][:, None], far),
+        "r": (m.c_r[rows][:, None], torch.zeros_like(t)), "z": (m.spatial[rows], far * v),
+    }  # fmt: skip
+    worst = max(float(((seen - value).abs() / value.abs().clamp_min(1)).max()) for seen, value in wanted.values())
+    if worst > min(50 * m.tolerance, 0.02):
         return False
     out.formula, out.tangent = "meanflow (x-prediction)", "x"
+    m.gain, m.chain = m.r / m.t.clamp_min(1e-9) ** 2, m.t
     out.errors.append(worst)
     for check in ("velocity", "target", "coefficient", "tangent"):
         out.details[check] = f"as of u = (z - x)/t, to {worst:.0e}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -65,12 +66,14 @@ def recognise(alpha: Tensor, times: dict[str, Tensor], tolerance: float) -> Path
     found = []
     for name, build in PATHS.items():
         path = build()
-        for slot, raw in times.items():
-            unit = next((u for u in UNITS if float(raw.max()) <= u * (1 + 1e-6)), 1.0)
+        for (slot, raw), unit in product(times.items(), UNITS):
             t = raw / unit
             for back in (False, True):
                 expected = path.alpha(1 - t if back else t)
-                use = (expected > 0.02) & (t >= 0) & (t <= 1)
+                # The linear path goes on outside [0, 1], where a wrong law of times may lead.
+                use = expected.abs() > 0.02
+                if name != "linear":
+                    use = use & (t >= 0) & (t <= 1)
                 if int(use.sum()) < 4:
                     continue
                 ratio = alpha[use] / expected[use]

@@ -192,9 +192,12 @@ class Probe(nn.Module):
     def value(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor | None, index: int | None, mask: Any = None) -> Tensor:
         """``u`` at states and ``(B, 1, ..., 1)`` times, with the bias of call ``index``."""
         dtype, s = z.dtype, self.setting
+        if s.tanh:
+            # In the loss's own precision: this is what autocast acts on.
+            u = self._tanh(z, r.to(dtype), t.to(dtype), y).double()
         z, r, t = z.double(), r.double(), t.double()
         if s.tanh:
-            u = self._tanh(z, r, t, y)
+            pass
         else:
             u = s.a * torch.roll(z.flatten(1), 1, 1).reshape(z.shape) + s.b * r * self.along_r + s.g * t * self.along_t
         u = u + self.leak * self.phi(z, t)
@@ -211,10 +214,12 @@ class Probe(nn.Module):
 
     def _tanh(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         times = torch.cat([r.reshape(-1, 1), t.reshape(-1, 1)], 1)
-        hidden = torch.cat([z.flatten(1), times], 1) @ self.w_in + times @ self.w_time + self.shift
+        kind = z.dtype
+        state = torch.cat([z.flatten(1), times], 1)
+        hidden = state @ self.w_in.to(kind) + times @ self.w_time.to(kind) + self.shift.to(kind)
         if y is not None:
-            hidden = hidden + self.embed[y.long().reshape(-1) % 64]
-        return (torch.tanh(hidden) @ self.w_out).reshape(z.shape)
+            hidden = hidden + self.embed[y.long().reshape(-1) % 64].to(kind)
+        return (torch.tanh(hidden) @ self.w_out.to(kind)).reshape(z.shape)
 
     def _state(self, values: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         z = values["z"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from meanflow_ref.kit.loss.formula import Judgement
 from meanflow_ref.kit.loss.measure import Measured
-from meanflow_ref.kit.loss.probe import NUM_CLASSES
+from meanflow_ref.kit.loss.probe import NUM_CLASSES, Setting
 from meanflow_ref.kit.loss.run import run
 from meanflow_ref.kit.loss.solve import layout_of
 
@@ -23,7 +23,7 @@ def gather(m: Measured) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]
     """r, t and labels of the trained rows, one tensor a seed."""
     rs, ts, ys = [], [], []
     for seed in range(SEEDS):
-        done = run(m.target, seed=seed)
+        done = run(m.target, Setting(tanh=True), seed=seed)
         layout = layout_of(done)
         rs.append(layout.pick(done.calls, "r"))
         ts.append(layout.pick(done.calls, "t"))

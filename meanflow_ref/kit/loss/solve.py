@@ -164,15 +164,16 @@ def solve(
             "two runs with one seed call the network differently.", "a loss whose randomness can be seeded", ""
         )
     size = reference.probe.size
-    e = directions(layout, size)
+    # Two directions: with one alone, a target that is 0 would make the gradients parallel and the weights unknowable.
+    first, second = BIASES[0] * directions(layout, size), BIASES[1] * directions(layout, size, seed=13)
     if bisect:
         return _bisect(layout, at, size)
-    guess = torch.zeros_like(e) if around is None else around
-    runs = [at(guess + s * e) for s in BIASES]
+    guess = torch.zeros_like(first) if around is None else around
+    runs = [at(guess + first), at(guess + second)]
     g1, g2 = (layout.pick(one.calls, "grad") for one in runs)
-    scale = _scalars(g1, g2, (BIASES[0] - BIASES[1]) * e)
+    scale = _scalars(g1, g2, first - second)
     fitted = scale[:, :1] * g1 - scale[:, 1:] * g2
-    misfit = (fitted - (BIASES[0] - BIASES[1]) * e).norm(dim=1) / e.norm(dim=1)
+    misfit = (fitted - first + second).norm(dim=1) / (first - second).norm(dim=1)
     found = layout.pick(runs[0].calls, "u") - scale[:, :1] * g1
     return Solved(found, 1 / scale, misfit, runs[0])
 

@@ -89,11 +89,15 @@ def _sample(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
     s_all, w_all = [], []
     # A row's law may depend on whether r = t: take the rows with an interval where there are enough.
     use = measured.long if int(measured.long.sum()) >= 4 else torch.ones_like(measured.long)
+    if measured.gain is not None:
+        use = use & (measured.gain > 0.03)
     for shift in range(4):
         s = 10 ** torch.roll(decades, shift * max(1, len(e) // 4))
         done = _biased(measured, measured.velocity + s.sqrt()[:, None] * e)
         delta = measured.layout.pick(done.calls, "u") - measured.velocity
         grad = measured.layout.pick(done.calls, "grad")
+        if measured.gain is not None and measured.chain is not None:
+            delta, grad = delta * measured.gain[:, None], grad * measured.chain[:, None]
         s_all.append((delta * delta).sum(1)[use])
         w_all.append(((grad * delta).sum(1) / (delta * delta).sum(1))[use])
     s_np, w_np = torch.cat(s_all).numpy(), torch.cat(w_all).numpy()
@@ -119,7 +123,7 @@ def _power_law(s: np.ndarray, w: np.ndarray) -> tuple[float, float, float, float
     refined = minimize_scalar(lambda c: at(c)[0], bounds=(best - 0.3, best + 0.3), method="bounded",
                               options={"xatol": 1e-11})  # fmt: skip
     misfit, solution = at(float(refined.x))
-    return float(solution[1]), float(10**refined.x), float(np.exp(solution[0])), misfit
+    return float(solution[1]), float(10**refined.x), float(np.exp(min(solution[0], 700.0))), misfit
 
 
 def _attached_law(s: np.ndarray, w: np.ndarray) -> tuple[float, float, float, float]:
