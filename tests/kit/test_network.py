@@ -158,6 +158,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "inlet" in capsys.readouterr().out
     assert main(["preflight", "preflight_subject:FusedAttention"]) == 1
     assert "ATTENTION_NO_FORWARD_AD" in capsys.readouterr().out
+    assert main(["preflight", "preflight_subject:FusedAttention", "--format", "json", "--out", "report.json"]) == 1
+    text = (tmp_path / "report.json").read_text()
+    assert "ATTENTION_NO_FORWARD_AD" in text
+    capsys.readouterr()
     assert main(["preflight", "preflight_subject:Sized"]) == 2
     assert "needs width" in capsys.readouterr().err
     assert main(["preflight", "preflight_subject:Smal"]) == 2
