@@ -342,6 +342,13 @@ def _elsewhere(m: Measured) -> bool:
     )  # fmt: skip
 
 
+def _why_not(check: str, out: Judgement) -> str:
+    wrong = next((d.name for d in out.diagnoses if d.severity == "wrong"), "")
+    if check == "guidance":
+        return "no guided term was seen"
+    return f"hidden by {wrong}" if wrong else f"does not apply to {out.formula or 'this loss'}"
+
+
 # What explains other findings comes first; the rest as found.
 _GRAVE = ("TARGET_LOW_PRECISION", "TIMES_OUT_OF_RANGE", "TARGET_CLIPPED", "VELOCITY_SIGN", "R_AND_T_SWAPPED")
 
@@ -362,6 +369,9 @@ def _report(name: str, out: Judgement, margin: float | None, seconds: float) -> 
             checks.append(CheckResult(check, "failed" if wrong else "noted", detail))
         elif check in out.unmeasured:
             checks.append(CheckResult(check, "skipped", out.unmeasured[check]))
+        elif not detail:
+            # Nothing was measured because something before it is wrong already, or does not apply.
+            checks.append(CheckResult(check, "skipped", _why_not(check, out)))
         else:
             checks.append(CheckResult(check, "passed", detail, margin if check == "precision" else None))
     if margin is not None:

@@ -147,6 +147,7 @@ def judge_target(m: Measured, omega: Tensor, out: Judgement) -> None:
     rows = m.long
     if not bool(rows.any()):
         out.formula = "flow-matching"
+        out.details["target"] = "v on every row"
         return
     tol = 20 * m.tolerance
     tau = m.interval[rows]
@@ -211,6 +212,7 @@ def _name_target(
         return
     if zero and near(k_r, -1):
         out.formula = "lagrangian"
+        out.details["tangent"] = "d/dr alone"
         return
     if near(k_r, 0) and k_t is not None and k_z is not None and not near(k_t, 0) and not near(k_z, 0):
         _name_coefficient(m, out, where, k_z, k_t, tol)
@@ -295,6 +297,7 @@ def _name_coefficient(m: Measured, out: Judgement, where: str, k_z: float, k_t: 
 def _name_tangent(m: Measured, out: Judgement, where: str, shown: str) -> None:
     """The formula by the vector in the tangent."""
     kind = out.tangent
+    out.details.setdefault("tangent", f"({_SAID.get(kind, '?')}, 0, 1)")
     if kind == "velocity":
         out.formula = "meanflow"
     elif kind == "self":

@@ -369,6 +369,14 @@ def clamped_derivative(model: Any, x: Tensor) -> Tensor:
     return ((u - (v - _b(t - r) * du.clamp(-10, 10)).detach()) ** 2).flatten(1).sum(1).mean()
 
 
+def clamped_target(model: Any, x: Tensor) -> Tensor:
+    """The target clamped to the range of normalised data."""
+    r, t, e = _draw(x)
+    z, v = (1 - _b(t)) * x + _b(t) * e, e - x
+    u, du = jvp(model, (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
+    return ((u - (v - _b(t - r) * du).detach().clamp(-1, 1)) ** 2).flatten(1).sum(1).mean()
+
+
 def squared_interval(model: Any, x: Tensor) -> Tensor:
     """(t - r)^2 where t - r belongs."""
     r, t, e = _draw(x)
@@ -404,6 +412,7 @@ HAND_MUTANTS = (
     Case("guidance lost where r = t", guided_lost, "GUIDANCE_LOST_ON_R_EQ_T"),
     Case("alpha-flow with its weights exchanged", alpha_wrong, "COEFFICIENT"),
     Case("du/dt clamped", clamped_derivative, "TARGET_CLIPPED"),
+    Case("target clamped to +-1", clamped_target, "TARGET_CLIPPED"),
     Case("(t - r) squared", squared_interval, "INTERVAL_NOT_T_MINUS_R"),
     Case("weight power other than asked for", Trainer(0.5).training_step, "WEIGHT_POWER", {"weight_power": 1.0}),
     Case("share of r = t other than meant", per_sample, "RATIO_MISMATCH", {"equal_share": 0.9}),
