@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from meanflow_ref.fields.shell import Shell
     from meanflow_ref.fields.uniform import UniformBoxes
     from meanflow_ref.kit.prove.prove import prove_loss
+    from meanflow_ref.kit.distributed.check import check_distributed
+    from meanflow_ref.kit.guidance.check import check_guidance
+    from meanflow_ref.kit.network.check import check_network
+    from meanflow_ref.kit.loss.check import check_loss
+    from meanflow_ref.kit.plugin import meanflow_checks
+    from meanflow_ref.kit.sampler import check_sampler
+    from meanflow_ref.kit.times import check_times
     from meanflow_ref.objectives.guidance import Guidance
     from meanflow_ref.objectives.meanflow import meanflow_loss
     from meanflow_ref.objectives.times import LogitNormalPair, UniformPair
@@ -45,6 +52,13 @@ _PUBLIC = {
     "UniformPair": "objectives.times",
     "VariancePreservingPath": "paths",
     "average_velocity": "truth",
+    "check_distributed": "kit.distributed.check",
+    "check_guidance": "kit.guidance.check",
+    "check_loss": "kit.loss.check",
+    "check_network": "kit.network.check",
+    "check_sampler": "kit.sampler",
+    "check_times": "kit.times",
+    "meanflow_checks": "kit.plugin",
     "meanflow_loss": "objectives.meanflow",
     "prove_loss": "kit.prove.prove",
     "sample": "sampling",
@@ -68,6 +82,13 @@ __all__ = [
     "VariancePreservingPath",
     "__version__",
     "average_velocity",
+    "check_distributed",
+    "check_guidance",
+    "check_loss",
+    "check_network",
+    "check_sampler",
+    "check_times",
+    "meanflow_checks",
     "meanflow_loss",
     "prove_loss",
     "sample",

@@ -41,6 +41,24 @@ def _prove(arguments: argparse.Namespace) -> int:
     return prove(arguments)
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.command import check
+
+    return check(arguments)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.command import explain
+
+    return explain(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.command import list_checks
+
+    return list_checks(arguments)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from meanflow_ref.train.__main__ import main as train
 
@@ -51,6 +69,18 @@ def _bench(arguments: argparse.Namespace) -> int:
     from meanflow_ref.bench.command import bench
 
     return bench(arguments)
+
+
+def _preflight(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.network.command import preflight
+
+    return preflight(arguments)
+
+
+def _tape(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.kit.tape.command import tape
+
+    return tape(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -76,8 +106,13 @@ def _vectors(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "verify": (_verify, "the main job: proofs, exact truth, the reference loss held against it, and its mutants"),
     "prove": (_prove, "prove that a loss, value and gradient, is the formula; or show where it is not"),
-    "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
     "bench": (_bench, "what a MeanFlow step costs on your network and device, by way of getting du/dt"),
+    "check": (_check, "somebody's loss, measured from outside: is it right, and what is wrong with it"),
+    "explain": (_explain, "one diagnosis's page: symptom, cause, remedy, measured effect"),
+    "list": (_list, "all diagnoses of the oracle"),
+    "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
+    "preflight": (_preflight, "will this network survive a JVP? names the module, the cause, the fix"),
+    "tape": (_tape, "judge a loss of any framework by a recording (npz); needs numpy alone"),
     "doctor": (_doctor, "versions, devices and optional packages found"),
     "cite": (_cite, "BibTeX for this library and the paper, the oracle's number and digest"),
     "vectors": (_vectors, "export the golden vectors as JSON and npz"),
@@ -107,6 +142,20 @@ def build_parser() -> argparse.ArgumentParser:
             child.add_argument("--oracle", type=int, metavar="N", help="the oracle's number (default: the newest)")
         if name == "bench":
             _add_bench_options(child)
+        if name == "tape":
+            from meanflow_ref.kit.tape.command import add_options as add_tape_options
+
+            add_tape_options(child)
+        if name == "preflight":
+            from meanflow_ref.kit.network.command import add_options as add_preflight_options
+
+            add_preflight_options(child)
+        if name == "check":
+            from meanflow_ref.kit.command import add_check_options
+
+            add_check_options(child)
+        if name == "explain":
+            child.add_argument("name", metavar="NAME")
         if name == "train":
             child.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser

@@ -89,3 +89,20 @@ class Report:
     def ok(self) -> bool:
         """Whether the target is correct or a legal variant."""
         return self.verdict in {"correct", "variant"}
+
+    def to_json(self) -> str:
+        """The report as JSON, of the schema ``docs/check_your_fork.md`` describes."""
+        return self._as("json")
+
+    def to_junit(self) -> str:
+        """The report as JUnit XML."""
+        return self._as("junit")
+
+    def to_markdown(self) -> str:
+        """The report as Markdown."""
+        return self._as("markdown")
+
+    def _as(self, name: str) -> str:
+        from meanflow_ref.kit.output import render
+
+        return render([self], name)

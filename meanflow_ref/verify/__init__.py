@@ -18,6 +18,7 @@ SECTIONS: tuple[str, ...] = (
     "meanflow_ref.verify.rows_loss:checks",
     "meanflow_ref.verify.rows_golden:checks",
     "meanflow_ref.verify.rows_mutants:checks",
+    "meanflow_ref.verify.rows_sisters:checks",
 )
 
 

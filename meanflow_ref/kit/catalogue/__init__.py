@@ -8,6 +8,6 @@ from __future__ import annotations
 from meanflow_ref.kit.catalogue.page import Page
 
 # Modules of this package, in the order of the book.
-PARTS: tuple[str, ...] = ()
+PARTS: tuple[str, ...] = ("losses", "sampler", "times", "guidance", "network", "distributed")
 
 __all__ = ["PARTS", "Page"]
