@@ -41,6 +41,12 @@ def _train(arguments: argparse.Namespace) -> int:
     return train(arguments.arguments)
 
 
+def _sample(arguments: argparse.Namespace) -> int:
+    from meanflow_ref.train.sample_command import sample_command
+
+    return sample_command(arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from meanflow_ref.doctor import doctor
 
@@ -56,7 +62,8 @@ def _cite(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "verify": (_verify, "the main job: proofs, exact truth, the reference loss held against it, and its mutants"),
-    "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
+    "train": (_train, "the reference trainer (same as python -m meanflow_ref.train)"),
+    "sample": (_sample, "samples of a trained run, in one step or a few"),
     "doctor": (_doctor, "versions, devices and optional packages found"),
     "cite": (_cite, "BibTeX for this library and the paper"),
 }
@@ -76,6 +83,10 @@ def build_parser() -> argparse.ArgumentParser:
         child = commands.add_parser(name, help=text, description=text, add_help=name != "train")
         if name == "verify":
             _add_verify_options(child)
+        if name == "sample":
+            from meanflow_ref.train.sample_command import add_options
+
+            add_options(child)
         if name == "train":
             child.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
