@@ -25,7 +25,7 @@ def train(name: str, arguments: Sequence[str]) -> int:
 
     console = Console()
     summary = run(config, console)
-    if summary["ranks"] == 1 or "samples" in summary:
+    if "samples" in summary or summary["status"] == "terminated":
         print_summary(summary, config, console)
     return 130 if summary["status"] == "interrupted" else 0
 

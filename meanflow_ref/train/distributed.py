@@ -81,6 +81,8 @@ def open_ranks(config: Config) -> Iterator[Ranks]:
     torch.distributed.init_process_group(backend, timeout=timedelta(seconds=config.rank_timeout))
     try:
         yield Ranks(rank, world, device)
+        # None leaves while another still speaks to it. After an error there is nobody to wait for.
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 
@@ -129,9 +131,7 @@ def replicate(step: nn.Module, ranks: Ranks) -> nn.Module:
     """DDP around the loss: gradients are averaged over the ranks as they are made."""
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(
-        step, device_ids=[ranks.device] if ranks.device.type == "cuda" else None, broadcast_buffers=False
-    )
+    return DistributedDataParallel(step, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
 
 
 def unsynchronised(step: nn.Module, *, last: bool) -> AbstractContextManager[Any]:

@@ -109,7 +109,7 @@ def truth_numbers(net: nn.Module, points: dict[str, Points], field: AbstractData
     return numbers
 
 
-def floor_numbers(field: AbstractDataField, config: Config, *, rows: int = 512) -> Numbers | None:
+def floor_numbers(field: AbstractDataField, config: Config) -> Numbers | None:
     """The loss of the exact u on the law of the batches: the number that the raw loss cannot go below for long.
 
     Zero with the marginal velocity; None where the loss is not the plain sum of squares, whose floor this is.
@@ -121,7 +121,7 @@ def floor_numbers(field: AbstractDataField, config: Config, *, rows: int = 512) 
     if config.velocity == "marginal":
         return {"value": 0.0, "low": 0.0, "high": 0.0}
     fresh = generator(config.seed, "judge", "loss floor")
-    r, t = (x.double().clamp(1e-6, 1) for x in times_of(config).sample(rows, fresh))
+    r, t = (x.double().clamp(1e-6, 1) for x in times_of(config).sample(min(config.points, 512), fresh))
     r = t if config.objective == "flow-matching" else r
     return estimate(loss_floor(field, r, t, field.sample(t, fresh))).to_dict()
 

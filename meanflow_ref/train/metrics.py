@@ -13,8 +13,8 @@ from meanflow_ref.errors import ParameterError
 from meanflow_ref.fields import AbstractDataField
 from meanflow_ref.truth import average_velocity
 
-# Accuracy of the truth, some nine orders below the errors measured by it.
-_TRUTH_TOLERANCE = 1e-8
+# Accuracy of the truth: its square is eight orders below the squared errors that are measured by it.
+_TRUTH_TOLERANCE = 1e-6
 # Two-sided 95 % of a normal law.
 _Z95 = 1.959963984540054
 

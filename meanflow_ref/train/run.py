@@ -37,7 +37,7 @@ FILES = ("config.json", LOG, "samples.png", "curves.png", "trajectories.png", "s
 
 
 class Run:
-    """A run, set up but not begun; nothing is written before :meth:`run`.
+    """A run, set up but not begun; nothing is written before :meth:`train`.
 
     Args:
         config: Its options.
@@ -64,6 +64,8 @@ class Run:
         if self.found is not None:
             from_checkpoint(self.state, self.found)
         self.batches = Batches(self.source, config, ranks)
+        self.referee: judge.Referee | None = None
+        self.average: nn.Module | None = None
 
     def _newest(self) -> tuple[checkpoint.Checkpoint | None, list[str]]:
         found, complaints = checkpoint.load_newest(self.config.out / CHECKPOINTS)
@@ -75,32 +77,34 @@ class Run:
         """Train, one report a step."""
         return train(self.state, self.batches.draw, self.config, self.ranks, evidence=self.config.out / TROUBLE)
 
-    def run(self, console: Console) -> dict[str, Any]:
-        """Train, judge, and write :data:`FILES`.
+    def train(self, console: Console) -> dict[str, Any]:
+        """Train, and write everything but the verdict; every rank must call it.
 
-        Stops cleanly, with a checkpoint, at the first SIGINT or SIGTERM; after SIGTERM nothing is judged.
+        Stops cleanly, with a checkpoint, at the first SIGINT or SIGTERM.
 
         Returns:
-            The summary; ``status`` is "done", "interrupted" or "terminated".
+            Steps, seconds, and ``status``: "done", "interrupted" (SIGINT) or "terminated" (SIGTERM).
 
         """
         self._prepare_folder(console)
-        referee = judge.Referee(self.source, self.config) if self.ranks.first else None
+        self.referee = judge.Referee(self.source, self.config) if self.ranks.first else None
         started, begun = time.monotonic(), self.state.step
         with ExitStack() as stack:
             asked = stack.enter_context(interruptible())
             watch = stack.enter_context(self._watching(console)) if self.ranks.first else None
-            stopped_by = self._train(watch, referee, asked)
+            stopped_by = self._train(watch, self.referee, asked)
         seconds = time.monotonic() - started
         self.save()
-        average = self._whole_average()
+        self.average = self._whole_average()
         status = {0: "done", int(signal.SIGINT): "interrupted"}.get(stopped_by, "terminated")
         head = {"status": status, "steps": self.state.step, "seconds": seconds, "resumed_at": begun}
-        head |= {"parameters": self.parameters, "device": str(self.ranks.device), "ranks": self.ranks.world}
-        if referee is None or status == "terminated":
-            return head
-        assert average is not None
-        summary = head | referee.verdict(average, self.ranks.device)
+        return head | {"parameters": self.parameters, "device": str(self.ranks.device), "ranks": self.ranks.world}
+
+    def judge(self, head: dict[str, Any]) -> dict[str, Any]:
+        """The verdict on what :meth:`train` reached, written as the summary; the first rank's affair."""
+        assert self.referee is not None
+        assert self.average is not None
+        summary = head | self.referee.verdict(self.average, self.ranks.device)
         write_atomic(self.config.out / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
@@ -190,10 +194,13 @@ class Run:
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:
-    """Run with the ranks that there are; the summary."""
+    """Train and judge with the ranks that there are; the summary, without a verdict after SIGTERM or on other ranks."""
     torch.set_num_threads(config.threads)
     with open_ranks(config) as ranks:
-        return Run(config, ranks).run(console)
+        work = Run(config, ranks)
+        head = work.train(console)
+    # The other ranks have gone by now: judging takes its time, and nobody waits for it.
+    return work.judge(head) if ranks.first and head["status"] != "terminated" else head
 
 
 def clear(out: Path) -> None:

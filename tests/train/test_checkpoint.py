@@ -57,9 +57,10 @@ def test_a_full_disk_at_any_write_leaves_the_last_checkpoint_and_nothing_else(
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        save(tmp_path, of_step(2), keep=1)
+        with pytest.raises(OSError, match="No space"):
+            save(tmp_path, of_step(2), keep=1)
     # Only the last of the calls comes after the rename: by then the new checkpoint is whole.
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == (["step-00000001"] if call < 4 else ["step-00000001", "step-00000002"])
@@ -74,9 +75,10 @@ def test_a_read_only_disk_is_an_error_and_changes_nothing(tmp_path: Path, monkey
     def read_only(self: Path, *args: object, **kwargs: object) -> None:
         raise OSError(30, "Read-only file system", str(self))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="Read-only"):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", read_only)
-        save(tmp_path, of_step(2), keep=1)
+        with pytest.raises(OSError, match="Read-only"):
+            save(tmp_path, of_step(2), keep=1)
     assert list_steps(tmp_path) == [1]
 
 

@@ -66,9 +66,10 @@ def test_resume_is_bit_equal_with_every_source_of_randomness(
                 raise Killed
 
     reports = Run.reports
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Run, "reports", die)
-        run(small(tmp_path / "resumed", **options), QUIET)
+        with pytest.raises(Killed):
+            run(small(tmp_path / "resumed", **options), QUIET)
     summary = run(small(tmp_path / "resumed", resume=True, **options), QUIET)
     assert summary["resumed_at"] == 3
     assert same_weights(tmp_path / "whole", tmp_path / "resumed", 6)
@@ -86,7 +87,20 @@ def test_sigterm_checkpoints_and_exits_0(tmp_path: Path, monkeypatch: pytest.Mon
             yield report
 
     out = tmp_path / "run"
-    options = ["--steps", "12", "--batch", "16", "--width", "8", "--points", "8", "--samples", "8", "--data", "gaussian"]
+    options = [
+        "--steps",
+        "12",
+        "--batch",
+        "16",
+        "--width",
+        "8",
+        "--points",
+        "8",
+        "--samples",
+        "8",
+        "--data",
+        "gaussian",
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(Run, "reports", terminated)
         assert command.main(["toy", "--out", str(out), *options]) == 0

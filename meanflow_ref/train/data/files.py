@@ -47,7 +47,8 @@ def _npy(path: Path) -> tuple[Any, Tensor | None]:
 
 
 def _npz(path: Path) -> tuple[Any, Tensor | None]:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here, since np.load leaves a broken file open.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         x, label = _named(list(file), path)
         return file[x], None if label is None else torch.as_tensor(file[label].astype(np.int64))
 
