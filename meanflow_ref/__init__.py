@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from meanflow_ref.fields.points import PointMasses
     from meanflow_ref.fields.shell import Shell
     from meanflow_ref.fields.uniform import UniformBoxes
-    from meanflow_ref.kit.prove.prove import prove_loss
     from meanflow_ref.kit.distributed.check import check_distributed
     from meanflow_ref.kit.guidance.check import check_guidance
-    from meanflow_ref.kit.network.check import check_network
     from meanflow_ref.kit.loss.check import check_loss
+    from meanflow_ref.kit.network.check import check_network
     from meanflow_ref.kit.plugin import meanflow_checks
+    from meanflow_ref.kit.prove.prove import prove_loss
     from meanflow_ref.kit.sampler import check_sampler
     from meanflow_ref.kit.times import check_times
     from meanflow_ref.objectives.guidance import Guidance

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from meanflow_ref import __version__
 
@@ -29,139 +31,36 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.verify.command import verify
+@dataclass(frozen=True)
+class Command:
+    """One command: what it runs and what it takes, both imported when needed.
 
-    return verify(arguments)
+    Attributes:
+        run: ``"module:function"`` under ``meanflow_ref``, from parsed arguments to the exit code.
+        text: Its line in ``--help``.
+        options: Adds its options to a parser; a function here, or ``"module:function"`` of a module without torch.
 
+    """
 
-def _prove(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.kit.prove.command import prove
+    run: str
+    text: str
+    options: str | Callable[[argparse.ArgumentParser], None] | None = None
 
-    return prove(arguments)
+    def __call__(self, arguments: argparse.Namespace) -> int:
+        return int(_load(self.run)(arguments))
 
-
-def _check(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.kit.command import check
-
-    return check(arguments)
-
-
-def _explain(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.kit.command import explain
-
-    return explain(arguments)
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.kit.command import list_checks
-
-    return list_checks(arguments)
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Fill ``parser``."""
+        if self.options is not None:
+            (_load(self.options) if isinstance(self.options, str) else self.options)(parser)
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.train.__main__ import main as train
-
-    return train(arguments.arguments)
-
-
-def _bench(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.bench.command import bench
-
-    return bench(arguments)
+def _load(address: str) -> Any:
+    module, _, name = address.partition(":")
+    return getattr(import_module(f"meanflow_ref.{module}"), name)
 
 
-def _preflight(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.kit.network.command import preflight
-
-    return preflight(arguments)
-
-
-def _tape(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.kit.tape.command import tape
-
-    return tape(arguments)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.doctor import doctor
-
-    return doctor()
-
-
-def _cite(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.doctor import BIBTEX
-    from meanflow_ref.truth.golden.command import citation
-
-    print(f"{BIBTEX}\n\n{citation()}")
-    return 0
-
-
-def _vectors(arguments: argparse.Namespace) -> int:
-    from meanflow_ref.truth.golden.command import vectors
-
-    return vectors(arguments)
-
-
-COMMANDS = {
-    "verify": (_verify, "the main job: proofs, exact truth, the reference loss held against it, and its mutants"),
-    "prove": (_prove, "prove that a loss, value and gradient, is the formula; or show where it is not"),
-    "bench": (_bench, "what a MeanFlow step costs on your network and device, by way of getting du/dt"),
-    "check": (_check, "somebody's loss, measured from outside: is it right, and what is wrong with it"),
-    "explain": (_explain, "one diagnosis's page: symptom, cause, remedy, measured effect"),
-    "list": (_list, "all diagnoses of the oracle"),
-    "train": (_train, "the compact reference trainer (same as python -m meanflow_ref.train)"),
-    "preflight": (_preflight, "will this network survive a JVP? names the module, the cause, the fix"),
-    "tape": (_tape, "judge a loss of any framework by a recording (npz); needs numpy alone"),
-    "doctor": (_doctor, "versions, devices and optional packages found"),
-    "cite": (_cite, "BibTeX for this library and the paper, the oracle's number and digest"),
-    "vectors": (_vectors, "export the golden vectors as JSON and npz"),
-}
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = _Parser(
-        prog="meanflow-ref",
-        description="Exact truth, a reference loss and proofs for MeanFlow.",
-        epilog="Exit codes: 0 holds, 1 a check failed, 2 could not run.",
-    )
-    parser.add_argument("--version", action="version", version=f"meanflow-ref {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (_, text) in COMMANDS.items():
-        # The trainer has its own parser, help included.
-        child = commands.add_parser(name, help=text, description=text, add_help=name != "train")
-        if name == "verify":
-            _add_verify_options(child)
-        if name == "prove":
-            from meanflow_ref.kit.prove.command import add_options
-
-            add_options(child)
-        if name == "vectors":
-            child.add_argument("folder", type=Path, metavar="DIR", help="where to; made if need be")
-            child.add_argument("--oracle", type=int, metavar="N", help="the oracle's number (default: the newest)")
-        if name == "bench":
-            _add_bench_options(child)
-        if name == "tape":
-            from meanflow_ref.kit.tape.command import add_options as add_tape_options
-
-            add_tape_options(child)
-        if name == "preflight":
-            from meanflow_ref.kit.network.command import add_options as add_preflight_options
-
-            add_preflight_options(child)
-        if name == "check":
-            from meanflow_ref.kit.command import add_check_options
-
-            add_check_options(child)
-        if name == "explain":
-            child.add_argument("name", metavar="NAME")
-        if name == "train":
-            child.add_argument("arguments", nargs=argparse.REMAINDER)
-    return parser
-
-
-def _add_verify_options(parser: argparse.ArgumentParser) -> None:
+def _verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, default=Path("meanflow-ref-report.html"), metavar="FILE",
                         help="where the HTML report goes (default: %(default)s)")  # fmt: skip
     parser.add_argument("--no-report", action="store_true", help="write no HTML report")
@@ -173,7 +72,7 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also write the table of oracles into FILE")
 
 
-def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+def _bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("network", nargs="?", default="", metavar="pkg.mod:net",
                         help="a module, or a function without arguments that returns one, called net(z, r, t); "
                              "without it, the three networks of this library")  # fmt: skip
@@ -187,6 +86,84 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write jvp.json, jvp.md and jvp.svg there")
 
 
+def _explain_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a diagnosis; see meanflow-ref list")
+
+
+def _vectors_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to; made if need be")
+    parser.add_argument("--oracle", type=int, metavar="N", help="the oracle's number (default: the newest)")
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+
+
+COMMANDS = {
+    "verify": Command(
+        "verify.command:verify",
+        "the main job: proofs, exact truth, the reference loss held against it, and its mutants",
+        _verify_options,
+    ),
+    "check": Command(
+        "kit.command:check",
+        "somebody's loss, measured from outside: is it right, and what is wrong with it",
+        "kit.command:add_check_options",
+    ),
+    "prove": Command(
+        "kit.prove.command:prove",
+        "prove that a loss, value and gradient, is the formula; or show where it is not",
+        "kit.prove.command:add_options",
+    ),
+    "preflight": Command(
+        "kit.network.command:preflight",
+        "will this network survive a JVP? names the module, the cause, the fix",
+        "kit.network.command:add_options",
+    ),
+    "tape": Command(
+        "kit.tape.command:tape",
+        "judge a loss of any framework by a recording (npz); needs numpy alone",
+        "kit.tape.command:add_options",
+    ),
+    "explain": Command(
+        "kit.command:explain", "one diagnosis's page: symptom, cause, remedy, measured effect", _explain_options
+    ),
+    "list": Command("kit.command:list_checks", "all diagnoses of the oracle"),
+    "bench": Command(
+        "bench.command:bench",
+        "what a MeanFlow step costs on your network and device, by way of getting du/dt",
+        _bench_options,
+    ),
+    "train": Command(
+        "train.__main__:command", "the reference trainer (same as python -m meanflow_ref.train)", _train_options
+    ),
+    "sample": Command(
+        "train.sample_command:sample_command",
+        "samples of a trained run, in one step or a few",
+        "train.sample_command:add_options",
+    ),
+    "vectors": Command("truth.golden.command:vectors", "export the golden vectors as JSON and npz", _vectors_options),
+    "cite": Command("doctor:cite", "BibTeX for this library and the paper, the oracle's number and digest"),
+    "doctor": Command("doctor:doctor", "versions, devices and optional packages found"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="meanflow-ref",
+        description="Exact truth, a reference loss and proofs for MeanFlow.",
+        epilog="Exit codes: 0 holds, 1 a check failed, 2 could not run.",
+    )
+    parser.add_argument("--version", action="version", version=f"meanflow-ref {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        # The trainer has its own parser, help included.
+        child = commands.add_parser(name, help=command.text, description=command.text, add_help=name != "train")
+        command.add_options(child)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -196,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         parsed = build_parser().parse_args(arguments)
     try:
-        return COMMANDS[parsed.command][0](parsed)
+        return COMMANDS[parsed.command](parsed)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,7 +11,8 @@ from meanflow_ref import __version__
 # Package -> the extra that brings it, "" for those that a plain install has.
 _PACKAGES = {
     **dict.fromkeys(("torch", "numpy", "scipy", "sympy", "torchdiffeq", "matplotlib", "rich", "jaxtyping"), ""),
-    **{"python-flint": "", "tyro": "train", "pytest-benchmark": "bench", "jax": "jax"},
+    **{"python-flint": "", "tyro": "train", "safetensors": "train", "scikit-learn": "train", "pillow": "train"},
+    **{"tensorboard": "tensorboard", "pytest-benchmark": "bench", "jax": "jax"},
     **{"hypothesis": "dev", "mypy": "dev"},
 }
 
@@ -31,7 +33,15 @@ BIBTEX = f"""\
 }}"""
 
 
-def doctor() -> int:
+def cite(arguments: argparse.Namespace) -> int:
+    """Print BibTeX, the newest oracle's number and its digest."""
+    from meanflow_ref.truth.golden.command import citation
+
+    print(f"{BIBTEX}\n\n{citation()}")
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
     """Print versions and devices; 0 if a plain install is complete, 1 if something it needs is missing."""
     print(f"meanflow-ref {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     missing = False

@@ -11,7 +11,8 @@ network on top of them has a tangent, and hence a target :math:`v-(t-r)\,du/dt`,
 where many training runs diverge. :data:`TIME_SCALE` below is the only place that sets :math:`\omega_0`.
 
 Times are embedded in float32 or better whatever the network's dtype: bfloat16 has 8 bits, so that neighbouring times
-near 1 are 1/256 apart, and a difference ``t - r`` loses most of them.
+near 1 are 1/256 apart, and a difference ``t - r`` loses most of them. Under autocast the whole conditioning stays in
+the dtype of its weights.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class Conditioning(nn.Module):
             )
         # The difference is taken in float32 or better: in bfloat16 it would cancel.
         wide = torch.promote_types(t.dtype, torch.float32)
-        vector: Tensor = self.time(t) + self.duration(t.to(wide) - r.to(wide))
+        with torch.autocast(t.device.type, enabled=False):
+            vector: Tensor = self.time(t) + self.duration(t.to(wide) - r.to(wide))
         if self.label is None:
             if label is not None:
                 raise NetworkError(

@@ -30,12 +30,13 @@ class GroupNorm(nn.GroupNorm):
 class ResidualBlock(nn.Module):
     """Two convolutions behind group norms, shifted by the conditioning."""
 
-    def __init__(self, inputs: int, outputs: int, conditioning: int, groups: int) -> None:
+    def __init__(self, inputs: int, outputs: int, conditioning: int, groups: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm_in = GroupNorm(groups, inputs)
         self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.shift = nn.Linear(conditioning, outputs)
         self.norm_out = GroupNorm(groups, outputs)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
         # A block starts as its skip connection.
@@ -47,7 +48,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Float[Tensor, "batch inputs h w"], c: Tensor) -> Float[Tensor, "batch outputs h w"]:
         """Return the features after the block; ``c`` is the activated conditioning, ``(batch, conditioning)``."""
         h = self.conv_in(nn.functional.silu(self.norm_in(x))) + self.shift(c)[:, :, None, None]
-        h = self.conv_out(nn.functional.silu(self.norm_out(h)))
+        h = self.conv_out(self.dropout(nn.functional.silu(self.norm_out(h))))
         features: Tensor = self.skip(x) + h
         return features
 
@@ -62,6 +63,8 @@ class UNet(nn.Module):
             be divisible by ``2 ** (len(multipliers) - 1)``.
         classes: Number of classes, or None.
         groups: Groups of the group norms.
+        blocks: Residual blocks of each level, on the way down and again on the way up; each hands its features across.
+        dropout: Probability that a feature is dropped in a block, in [0, 1).
         scale: Highest angular frequency of the time features.
 
     """
@@ -74,9 +77,13 @@ class UNet(nn.Module):
         classes: int | None = None,
         *,
         groups: int = 8,
+        blocks: int = 1,
+        dropout: float = 0.0,
         scale: float = TIME_SCALE,
     ) -> None:
         super().__init__()
+        if blocks < 1 or not 0 <= dropout < 1:
+            raise ParameterError(f"blocks = {blocks}, dropout = {dropout}.", "at least one block, dropout in [0, 1)")
         if not multipliers or min(multipliers) < 1:
             raise ParameterError(f"multipliers = {tuple(multipliers)}.", "at least one level, each at least 1")
         if groups < 1 or width % groups:
@@ -87,10 +94,16 @@ class UNet(nn.Module):
         vector = 4 * width
         self.conditioning = Conditioning(vector, classes=classes, scale=scale)
         self.inlet = nn.Conv2d(channels, levels[0], 3, padding=1)
-        self.down = nn.ModuleList(ResidualBlock(n, n, vector, groups) for n in levels)
+        self.blocks = blocks
+        self.down = nn.ModuleList(ResidualBlock(n, n, vector, groups, dropout) for n in levels for _ in range(blocks))
         pairs = list(pairwise(levels))
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairs)
-        self.up = nn.ModuleList(ResidualBlock(fine + coarse, fine, vector, groups) for fine, coarse in reversed(pairs))
+        # The first block of a level takes what comes up from the coarser one, the others what the one before made.
+        self.up = nn.ModuleList(
+            ResidualBlock(fine + (fine if i else coarse), fine, vector, groups, dropout)
+            for fine, coarse in reversed(pairs)
+            for i in range(blocks)
+        )
         self.norm = GroupNorm(groups, levels[0])
         self.outlet = nn.Conv2d(levels[0], channels, 3, padding=1)
 
@@ -110,12 +123,16 @@ class UNet(nn.Module):
         c = nn.functional.silu(self.conditioning(r, t, label))
         h = self.inlet(z)
         finer: list[Tensor] = []
-        for level, block in enumerate(self.down):
-            h = block(h if level == 0 else self.shrink[level - 1](h), c)
+        for i, block in enumerate(self.down):
+            if i and i % self.blocks == 0:
+                h = self.shrink[i // self.blocks - 1](h)
+            h = block(h, c)
             finer.append(h)
-        finer.pop()
-        for block in self.up:
-            h = nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")
+        # The coarsest level has no way up of its own.
+        del finer[-self.blocks :]
+        for i, block in enumerate(self.up):
+            if i % self.blocks == 0:
+                h = nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")
             h = block(torch.cat([h, finer.pop()], dim=1), c)
         u: Tensor = self.outlet(nn.functional.silu(self.norm(h)))
         return u

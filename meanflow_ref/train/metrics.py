@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from meanflow_ref import formulas
 from meanflow_ref.errors import ParameterError
 from meanflow_ref.fields import AbstractDataField
 from meanflow_ref.truth import average_velocity
 
-# Accuracy of the truth, some nine orders below the errors measured by it.
-_TRUTH_TOLERANCE = 1e-8
+# Accuracy of the truth: its square is eight orders below the squared errors that are measured by it.
+_TRUTH_TOLERANCE = 1e-6
+# Two-sided 95 % of a normal law.
+_Z95 = 1.959963984540054
+
+Net = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % confidence interval, by the normal approximation."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The three numbers by name."""
+        return asdict(self)
+
+
+def estimate(values: Tensor) -> Estimate:
+    """Mean of independent values with its interval."""
+    mean = float(values.mean())
+    half = _Z95 * float(values.std()) / values.numel() ** 0.5
+    return Estimate(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)
@@ -44,34 +69,60 @@ def _with_truth(field: AbstractDataField, z: Tensor, r: Tensor, t: Tensor) -> Po
 
 
 @torch.no_grad()
-def velocity_error(net: Callable[..., Tensor], points: Points, *, device: torch.device | str = "cpu") -> float:
-    """Mean of ``|u_theta - u|^2`` over the points; the network runs in float32 on ``device``."""
+def squared_errors(net: Net, points: Points, *, device: torch.device | str = "cpu") -> Tensor:
+    """``|u_theta - u|^2`` at the points, float64; the network runs in float32 on ``device``."""
     z, r, t = (x.to(device, torch.float32) for x in (points.z, points.r, points.t))
     learned = net(z, r, t).to("cpu", torch.float64)
-    return float((learned - points.u).square().sum(-1).mean())
+    return (learned - points.u).square().sum(-1)
 
 
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased energy distance ``2 E|a - b| - E|a - a'| - E|b - b'|`` between two samples, ``(n, d)`` and ``(m, d)``.
+def velocity_error(net: Net, points: Points, *, device: torch.device | str = "cpu") -> float:
+    """Mean of ``|u_theta - u|^2`` over the points."""
+    return float(squared_errors(net, points, device=device).mean())
 
-    Zero in the mean for samples of one law, so it may be negative.
+
+def loss_floor(
+    field: AbstractDataField, r: Tensor, t: Tensor, z: Tensor, *, tolerance: float = _TRUTH_TOLERANCE
+) -> Tensor:
+    r"""Loss that the exact u has at each row, with the velocity of the sample: ``tr(J Cov(v_t|z) J^T)``.
+
+    What remains of the plain squared error when u is right, J being the Jacobian of the flow map from t to r.
+    Source: ref:covariance.
+
+    Args:
+        field: An exact field, in float64.
+        r: Start of the intervals, ``(n,)``.
+        t: Times of the states, ``(n,)``.
+        z: States, ``(n, d)``.
+        tolerance: Of the truth, where it is by ODE.
+
+    Returns:
+        ``(n,)``; its mean over the law of the batch is the floor of the loss.
+
     """
-    if min(a.shape[0], b.shape[0]) < 2:
-        raise ParameterError(f"samples of {a.shape[0]} and {b.shape[0]} points.", "at least 2 points each")
-    a, b = a.double(), b.double()
-    return float(2 * torch.cdist(a, b).mean() - _mean_within(a) - _mean_within(b))
+    covariance = field.velocity_covariance(z, t)
+    if field.exact_flow:
+        jacobian = field.jacobian(z, r, t)
+    else:
+        truth = average_velocity(field, z, r, t, tol=tolerance, derivatives=True)
+        assert truth.jacobian is not None
+        jacobian = truth.jacobian
+    return torch.einsum("nij,njk,nik->n", jacobian, covariance, jacobian)
 
 
-def _mean_within(a: Tensor) -> Tensor:
-    """Mean distance between different points of a sample."""
-    n = a.shape[0]
-    return torch.cdist(a, a).sum() / (n * (n - 1))
+@torch.no_grad()
+def euler(net: Net, noise: Tensor, steps: int, label: Tensor | None = None) -> Tensor:
+    """Samples by Euler's method with the instantaneous velocity ``u(z, t, t)``: one evaluation a step."""
+    z, labels = noise, () if label is None else (label,)
+    for i in range(steps):
+        t, r = 1 - i / steps, 1 - (i + 1) / steps
+        at = torch.full(z.shape[:1], t, dtype=z.dtype, device=z.device)
+        z = formulas.step(z, net(z, at, at, *labels), r, t)
+    return z
 
 
-def energy_floor(field: AbstractDataField, n: int, generator: torch.Generator, *, repeats: int = 20) -> float:
-    """Largest energy distance among ``repeats`` pairs of perfect samples of size ``n``.
-
-    A perfect sampler exceeds it once in ``repeats + 1`` times.
-    """
-    pairs = ((field.sample_data(n, generator), field.sample_data(n, generator)) for _ in range(repeats))
-    return max(energy_distance(a, b) for a, b in pairs)
+def wasserstein_1d(a: Tensor, b: Tensor) -> float:
+    """Wasserstein-2 distance of two samples of one size on the line: exact, by sorting."""
+    if a.shape != b.shape or a.shape[1:] != (1,):
+        raise ParameterError(f"samples of shapes {tuple(a.shape)} and {tuple(b.shape)}.", "two of shape (n, 1)", "")
+    return float((a.double().sort(0).values - b.double().sort(0).values).square().mean().sqrt())
