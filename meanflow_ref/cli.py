@@ -47,6 +47,7 @@ class Command:
     options: str | Callable[[argparse.ArgumentParser], None] | None = None
 
     def __call__(self, arguments: argparse.Namespace) -> int:
+        """Run it and return its exit code."""
         return int(_load(self.run)(arguments))
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
