@@ -111,7 +111,7 @@ def check(seed: int) -> str:
     return report.verdict
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(2))
 def test_no_verdict_contradicts_torch(block: int) -> None:
     verdicts = [check(seed) for seed in range(10 * block, 10 * block + 10)]
     # The edits are of all kinds, or this tests nothing.

@@ -28,8 +28,9 @@ PRECISE = 1e-30
 ROUNDING = 1e-10
 # A loss may be a formula times a simple number (1/B, 1/d, 1/2, ...).
 LARGEST_DENOMINATOR = 2000
-# Or times any float64.
-LARGEST_ODD_DENOMINATOR = 2**64
+# Or times a constant in binary: few enough that no other number is one to so many digits.
+LARGEST_ODD_DENOMINATOR = 2**56
+ALL_DIGITS = 1e-44
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Matcher:
             if None in ratios or abs(ratios[0] - ratios[1]) > PRECISE * abs(ratios[0]):
                 continue
             factor = Fraction(*mpmath.libmp.to_rational(ratios[0]._mpf_)).limit_denominator(LARGEST_ODD_DENOMINATOR)
-            if factor > 0 and abs(as_mpf(factor) - ratios[0]) <= PRECISE * abs(ratios[0]):
+            if factor > 0 and abs(as_mpf(factor) - ratios[0]) <= ALL_DIGITS * abs(ratios[0]):
                 return Match(candidate, factor, factor)
         return None
 
