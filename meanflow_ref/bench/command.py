@@ -57,7 +57,7 @@ def usable(scenario: Scenario, arguments: argparse.Namespace) -> dict[str, Metho
                 raise NetworkError(
                     f"{scenario.name} cannot be called or trained: {error}",
                     f"a network called net(z, r, t), z of shape (batch, {', '.join(map(str, scenario.event))})",
-                    "give the shape of a sample by --shape, and a function that returns the network, wrapped if need be",
+                    "give the shape of a sample by --shape, and a function that returns the network",
                 ) from error
             print(f"  without {name}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue

@@ -64,7 +64,7 @@ def legend() -> str:
     methods = "\n".join(f"- `{method.name}`: {method.about}" for method in METHODS.values())
     return (
         "FM is the flow-matching step of the same network. Times are medians of ratios paired by round, with an\n"
-        "order-statistic interval; the limit is one forward, one backward, and a tangent pass on the rows with r != t.\n"
+        "order-statistic interval; the limit is a forward, a backward, and a tangent pass on the rows with r != t.\n"
         "Peak is tensor memory made inside the step. Passes are primal + tangent + backward, as autograd sees them:\n"
         "the tangent pass of `stopgrad` runs below it. The error is relative, float32 against float64.\n\n"
         f"{methods}"

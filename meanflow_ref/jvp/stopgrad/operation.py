@@ -35,14 +35,16 @@ def tangent_of_operation(tangents: Tangents, func: Op, out: Any, args: tuple[Any
         return tangents.view(out, args[0])
     tangent: Any = NotImplemented
     if rule is not None:
-        tangent = rule(tangents.get, func, out, *args, **kwargs)
+        tangent = rule(tangents.known, func, out, *args, **kwargs)
     if tangent is NotImplemented:
-        tangent = forward_mode(tangents.get, func, args, kwargs)
+        tangent = forward_mode(tangents.known, func, args, kwargs)
     return tangent
 
 
 def _differentiable(out: Any) -> bool:
-    parts = out if isinstance(out, tuple | list) else (out,)
+    if isinstance(out, Tensor):
+        return out.is_floating_point() or out.is_complex()
+    parts = out if isinstance(out, tuple | list) else ()
     return any(isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex()) for part in parts)
 
 

@@ -73,9 +73,9 @@ class Tangents:
             TangentError: If ``x`` shares memory with a tensor that has a tangent in a way that was not seen.
 
         """
-        if not isinstance(x, Tensor):
-            return None
         entry = self.entries.get(id(x))
+        if entry is None and not (self._regions and isinstance(x, Tensor)):
+            return None
         if entry is not None and entry.key == storage_key(x):
             return entry.tangent
         region = self._regions.get(storage_key(x))
@@ -88,6 +88,11 @@ class Tangents:
             "values that are made by operations",
             "give the new values a name of their own",
         )
+
+    def known(self, x: Any) -> Tensor | None:
+        """Tangent of ``x``, which :meth:`get` has looked at before."""
+        entry = self.entries.get(id(x))
+        return None if entry is None else entry.tangent
 
     def freeze(self, x: Tensor) -> None:
         """Make ``x``, an alias of what moves, a constant: what ``detach`` means."""
@@ -155,7 +160,7 @@ class Tangents:
         if self._shadows and region.shadow is None and storage_key(tangent) in self._shadows:
             # A later write to the shadow is none of x's business.
             tangent = tangent.clone()
-        self._register(x, tangent, region)
+        self._register(x, tangent, region, key)
 
     def view(self, x: Tensor, base: Tensor) -> Tensor | None:
         """Tangent of ``x``, a view of ``base`` that no operation on base's tangent can make (``as_strided``)."""
@@ -164,10 +169,11 @@ class Tangents:
             return None
         return _view_of(self._shadow_of(region, base), x)
 
-    def _register(self, x: Tensor, tangent: Tensor | None, region: _Region) -> None:
+    def _register(self, x: Tensor, tangent: Tensor | None, region: _Region, key: int | None = None) -> None:
         index = id(x)
         region.members.add(index)
-        self.entries[index] = _Entry(weakref.ref(x, self._forget(index, region)), tangent, storage_key(x))
+        key = storage_key(x) if key is None else key
+        self.entries[index] = _Entry(weakref.ref(x, self._forget(index, region)), tangent, key)
 
     def _forget(self, index: int, region: _Region | None) -> Any:
         entries = self.entries
@@ -292,8 +298,10 @@ def _storage(x: Tensor) -> Any:
 
 def storage_key(x: Tensor) -> int:
     """Number of the storage of ``x``, 0 if it has none."""
-    storage = _storage(x)
-    return 0 if storage is None else int(storage._cdata)
+    try:
+        return int(x.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):
+        return 0
 
 
 def _view_of(shadow: Tensor, x: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ def apply_write(tangents: Tangents, func: Op, args: tuple[Any, ...], kwargs: dic
             for x in written:
                 tangents.write(x, None)
         return out
+    if any(map(tangents.is_frozen, written)):
+        raise _refusal(func, "it writes through .detach() or .data into a tensor that has a tangent")
     if name in _CHANGES_MEMORY:
         raise _refusal(func, "it changes the shape or the memory of a tensor that has a tangent")
     if name in _CHANGES_SHAPE:

@@ -66,6 +66,12 @@ def grouped_write(a: Tensor) -> Tensor:
     return y[0] * y[1]
 
 
+def write_behind(a: Tensor) -> Tensor:
+    y = a * 2
+    y.detach()[1:].mul_(3)
+    return y * 1
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception], str]] = {
     "a number": (lambda a: a * a.sum().item(), TangentError, r"takes a Python number"),
     "float()": (lambda a: a * float(a[0, 0]), TangentError, r"detach\(\)\.item\(\)"),
@@ -77,6 +83,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception], str]] = {
     "memory shared by hand": (set_memory, TangentError, r"aten\.set_"),
     "memory resized": (resized, TangentError, r"aten\.resize_"),
     "a grouped write": (grouped_write, TangentError, r"_foreach_mul_"),
+    "a write behind detach": (write_behind, TangentError, r"aten\.mul_.*detach"),
     "bits as numbers": (lambda a: (a * 1).view(torch.int64).view(torch.float64) * 1, TangentError, r"shares memory"),
     "no forward mode": (lambda a: (a * 1).to_sparse().to_dense(), ForwardADError, r"aten\._to_sparse.*register_rule"),
     "random with noise": (lambda a: F.rrelu(a, training=True), TangentError, r"rrelu_with_noise"),
