@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from meanflow_ref.fields.uniform import UniformBoxes
     from meanflow_ref.kit.distributed.check import check_distributed
     from meanflow_ref.kit.guidance.check import check_guidance
-    from meanflow_ref.kit.network.check import check_network
     from meanflow_ref.kit.loss.check import check_loss
+    from meanflow_ref.kit.network.check import check_network
     from meanflow_ref.kit.plugin import meanflow_checks
     from meanflow_ref.kit.sampler import check_sampler
     from meanflow_ref.kit.times import check_times

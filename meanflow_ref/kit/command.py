@@ -130,7 +130,7 @@ def run_settings(settings: Settings) -> list[Report]:
     if settings.times:
         from meanflow_ref.kit.times import check_times
 
-        add(settings.times, lambda times: check_times(times))
+        add(settings.times, check_times)
     return reports
 
 

@@ -101,7 +101,7 @@ def _tables(tool: Mapping[str, Any]) -> list[Settings]:
 
 def _settings(table: Mapping[str, Any]) -> Settings:
     names = [item.name for item in fields(Settings)]
-    values = {}
+    values: dict[str, Any] = {}
     for raw, value in table.items():
         key = raw.replace("-", "_")
         if key not in names:

@@ -70,7 +70,7 @@ def error_after(name: str) -> float:
             if not value.requires_grad or not bool(torch.isfinite(value)):
                 break
             optimiser.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             optimiser.step()
             schedule.step()
     z, r, t, u = _truth()
@@ -131,7 +131,7 @@ def sentence(name: str) -> str:
         return f"training stops: {type(error).__name__}"
     against = {
         "right": "the right loss",
-        "right, adaptive": "the right loss with p = 1",
+        "right, adaptive": "the right weight, p = 1, itself biased in two dimensions (docs/adaptive_weight.md),",
         "right, dropout": "one mask for both",
     }[right]
     return (

@@ -18,6 +18,7 @@ from typing import Any
 from meanflow_ref.errors import MeanFlowError
 from meanflow_ref.kit.diagnosis import Report
 from meanflow_ref.kit.mutants.case import Case
+from meanflow_ref.objectives.times import LogitNormalPair
 
 # Kind -> (module of cases, the check).
 KINDS: dict[str, tuple[str, str]] = {
@@ -26,6 +27,9 @@ KINDS: dict[str, tuple[str, str]] = {
     "sampler": ("samplers", "sampler:check_sampler"),
     "times": ("times", "times:check_times"),
 }
+
+# The law that the times' cases are held against where they name none.
+DEFAULTS: dict[str, dict[str, Any]] = {"times": {"law": LogitNormalPair(-0.4, 1.0, equal=0.75), "seed": 0}}
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,12 @@ def run_case(kind: str, index: int) -> Outcome:
     module, name = KINDS[kind][1].split(":")
     check: Callable[..., Report] = getattr(import_module(f"meanflow_ref.kit.{module}"), name)
     wanted = "" if case.note else case.name or ""
-    return Outcome(kind, case.title, wanted, *named(lambda: check(case.target, **case.options), wanted))
+    return Outcome(
+        kind,
+        case.title,
+        wanted,
+        *named(lambda: check(case.target, **{**DEFAULTS.get(kind, {}), **case.options}), wanted),
+    )
 
 
 def named(check: Callable[[], Report], wanted: str = "") -> tuple[str, tuple[str, ...]]:

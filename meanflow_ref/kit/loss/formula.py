@@ -100,8 +100,9 @@ def judge_velocity(m: Measured, omega: Tensor, out: Judgement) -> bool:
         out.facts["data_offset"] = round(offset, 4)
     worst = float(misfit[nonzero].max()) if bool(nonzero.any()) else 0.0
     where = m.main.where
-    if bool((omega[nonzero] < 0).all()) and bool(nonzero.any()):
-        if worst < tol * 10:
+    if bool(nonzero.any()) and bool((omega[nonzero] < 0).all()):
+        turned = sigma_floor(m.z, m.state_time, -m.velocity, m.x, m.alpha, -m.slope)
+        if worst < tol * 10 or turned is not None:
             out.find("velocity", "VELOCITY_SIGN", "the velocity is -dz/dt", "dz/dt of the path of the states", where)
             return False
     floor = sigma_floor(m.z, m.state_time, m.velocity, m.x, m.alpha, m.slope) if worst > tol * 10 else None
@@ -411,7 +412,7 @@ SMALL = 1e-6
 # ---------------------------------------------------------------- guidance
 
 
-def judge_guidance(m: Measured, omega: Tensor, out: Judgement) -> None:
+def judge_guidance(m: Measured, omega: Tensor, out: Judgement) -> None:  # noqa: PLR0912
     """Scales of a guided target and what is wrong with them, as far as the loss alone can show."""
     at_end = {}
     for site, weight in m.reads.items():

@@ -85,7 +85,8 @@ def replay(m: Measured, judgement: Judgement, omega: Tensor) -> Replay | None:
 
     def derivative(dz: Tensor, dr: float, dt: float) -> Tensor:
         ones = torch.ones_like(t)
-        return torch.func.jvp(net, (z, r, t), (dz, ones * dr, ones * dt))[1].detach()
+        along: Tensor = torch.func.jvp(net, (z, r, t), (dz, ones * dr, ones * dt))[1]
+        return along.detach()
 
     right = v - tau / unit * derivative(tangent, 0, unit)
     zero = torch.zeros_like(tangent)

@@ -194,7 +194,7 @@ class Probe(nn.Module):
                 z.dtype,
                 user_lines(),
                 None if mask is None else plain(mask),
-            )  # fmt: skip
+            )
         )
         return self._pack(u, z, t, y, index)
 
@@ -205,9 +205,7 @@ class Probe(nn.Module):
             # In the loss's own precision: this is what autocast acts on.
             u = self._tanh(z, r.to(dtype), t.to(dtype), y).double()
         z, r, t = z.double(), r.double(), t.double()
-        if s.tanh:
-            pass
-        else:
+        if not s.tanh:
             u = s.a * torch.roll(z.flatten(1), 1, 1).reshape(z.shape) + s.b * r * self.along_r + s.g * t * self.along_t
         u = u + self.leak * self.phi(z, t)
         if index is not None:

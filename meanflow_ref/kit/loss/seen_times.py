@@ -112,6 +112,6 @@ def _masks(out: Judgement, rs: list[Tensor], ts: list[Tensor], ys: list[Any], wh
     bound = math.sqrt(math.log(4 / FALSE_ALARM) / 2) * (
         1 / math.sqrt(int(null.sum())) + 1 / math.sqrt(int((~null).sum()))
     )
-    if abs(p_null - p_class) > bound or p_null in {0.0, 1.0} and abs(p_null - p_class) > bound / 2:
+    if abs(p_null - p_class) > bound or (p_null in {0.0, 1.0} and abs(p_null - p_class) > bound / 2):
         out.find("times mix", "MASKS_CORRELATED", f"r = t in {100 * p_null:.0f} % of the rows without a label, "
                  f"{100 * p_class:.0f} % of the others", "independent draws", where)  # fmt: skip

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
-from torch.func import jvp
 
 from meanflow_ref.kit.mutants.case import Case
 from meanflow_ref.kit.mutants.composer import _GUIDED, BUGS, ENGINES, METRICS, PATHS, Recipe
+
+# torch types its result as two tensors or three.
+jvp: Any = torch.func.jvp
 
 # ---------------------------------------------------------------- by hand, in the styles of public code
 

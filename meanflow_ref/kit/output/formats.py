@@ -28,7 +28,7 @@ def _safe(value: Any) -> Any:
 def counts(reports: Sequence[Report]) -> dict[str, int]:
     """Checks run, passed, failed, noted and skipped."""
     statuses = [check.status for report in reports for check in report.checks]
-    result = {name: statuses.count(name) for name in ("passed", "failed", "noted", "skipped")}  # type: ignore[arg-type]
+    result = {name: statuses.count(name) for name in ("passed", "failed", "noted", "skipped")}
     return {"run": len(statuses) - result["skipped"], **result}
 
 
@@ -165,9 +165,11 @@ def to_github(reports: Sequence[Report]) -> str:
             file, _, line = d.where.rpartition(":")
             place = f"file={_escape(file, True)},line={line}," if file and line.isdigit() else ""
             lines.append(f"::{level} {place}title={_escape('meanflow-ref ' + d.name, True)}::{_escape(explained(d))}")
-        for check in report.checks:
-            if check.status == "failed" and not any(d.observed == check.detail for d in report.diagnoses):
-                lines.append(f"::error title={_escape('meanflow-ref ' + check.name, True)}::{_escape(check.detail)}")
+        lines += [
+            f"::error title={_escape('meanflow-ref ' + check.name, True)}::{_escape(check.detail)}"
+            for check in report.checks
+            if check.status == "failed" and not any(d.observed == check.detail for d in report.diagnoses)
+        ]
         lines.append(f"meanflow-ref: {report.target} is {report.verdict}")
     return "\n".join(lines) + "\n"
 
