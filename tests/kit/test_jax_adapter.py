@@ -96,7 +96,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(
     "title",
-    [title if title in {"plain", "split rows"} else pytest.param(title, marks=pytest.mark.slow) for title in RIGHT],
+    [title if title == "split rows" else pytest.param(title, marks=pytest.mark.slow) for title in RIGHT],
 )
 def test_a_right_loss_is_not_flagged(title: str) -> None:
     loss, options = RIGHT[title]
