@@ -30,6 +30,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    if arguments.kit:
+        from meanflow_ref.kit.matrix import verify_kit
+
+        return verify_kit(arguments)
     from meanflow_ref.verify.command import verify
 
     return verify(arguments)
@@ -139,6 +143,11 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="print the checks and their bounds, run none")
     parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: the cores, 4 at most)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write the figures as PNG files")
+    parser.add_argument("--kit", action="store_true", help="run the kit on its own mutants instead: a confusion matrix")
+    parser.add_argument(
+        "--cases", type=int, default=0, metavar="N", help="with --kit: N randomly composed losses as well"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="with --kit: also write the matrix into FILE")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also write the table of oracles into FILE")
 
 

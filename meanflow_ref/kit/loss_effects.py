@@ -118,12 +118,22 @@ LOSSES: dict[str, Loss] = {
 def sentence(name: str) -> str:
     """The effect, in one sentence."""
     key = next(key for key in LOSSES if key.split()[0] == name)
-    right = "right, dropout" if key.endswith("dropout") else "right, adaptive" if name.startswith(("WEIGHT", "REDUCTION")) else "right"
+    right = (
+        "right, dropout"
+        if key.endswith("dropout")
+        else "right, adaptive"
+        if name.startswith(("WEIGHT", "REDUCTION"))
+        else "right"
+    )
     try:
         off, base = error_after(key), error_after(right)
     except (MeanFlowError, RuntimeError) as error:
         return f"training stops: {type(error).__name__}"
-    against = {"right": "the right loss", "right, adaptive": "the right loss with p = 1", "right, dropout": "one mask for both"}[right]
+    against = {
+        "right": "the right loss",
+        "right, adaptive": "the right loss with p = 1",
+        "right, dropout": "one mask for both",
+    }[right]
     return (
         f"Trained for {STEPS} steps on a planar mixture, u ends {100 * off**0.5:.0f} % off (root mean square, relative to u); "
         f"with {against} {100 * base**0.5:.0f} %."

@@ -83,7 +83,9 @@ def judge_path(m: Measured, out: Judgement) -> Tensor | None:
     _, _, alpha_dot, _ = fit.schedules(m.state_time)
     expected = fit.scale * alpha_dot[:, 0] / 1.0
     usable = expected.abs() > 1e-3
-    omega = torch.where(usable, m.slope / torch.where(usable, expected, torch.ones_like(expected)), torch.ones_like(m.t))
+    omega = torch.where(
+        usable, m.slope / torch.where(usable, expected, torch.ones_like(expected)), torch.ones_like(m.t)
+    )
     return omega
 
 
@@ -177,9 +179,7 @@ def judge_target(m: Measured, omega: Tensor, out: Judgement) -> None:
     _name_target(m, out, where, k_z, k_r, k_t, time, spatial, tol)
 
 
-def _tangent_fits(
-    spatial: Tensor, kinds: dict[str, Tensor], tol: float
-) -> Iterator[tuple[int, float, str]]:
+def _tangent_fits(spatial: Tensor, kinds: dict[str, Tensor], tol: float) -> Iterator[tuple[int, float, str]]:
     """Candidates that the tangent is a constant multiple of, in order of preference: ``(order, factor, name)``."""
     for order, (name, value) in enumerate(kinds.items()):
         norm = (value * value).sum(1)
@@ -198,7 +198,9 @@ def _name_target(
     def near(value: float | None, wanted: float) -> bool:
         return value is not None and abs(value - wanted) < tol
 
-    shown = f"(z, r, t) tangent times coefficient/(t - r): z {_factor(k_z)}{_kind(out)}, r {_factor(k_r)}, t {_factor(k_t)}"
+    shown = (
+        f"(z, r, t) tangent times coefficient/(t - r): z {_factor(k_z)}{_kind(out)}, r {_factor(k_r)}, t {_factor(k_t)}"
+    )
     out.details["target"] = shown
     wanted = "z +1 times the velocity, r 0, t +1"
     zero = near(k_z, 0) and near(k_t, 0)
@@ -471,4 +473,6 @@ def _labels(m: Measured) -> Tensor | None:
     rows = [m.trace.calls[unit.call].y for unit in m.layout.units]
     if any(y is None for y in rows):
         return None
-    return torch.stack([y.reshape(-1)[u.row] for y, u in zip(rows, m.layout.units, strict=True) if y is not None]).double()
+    return torch.stack(
+        [y.reshape(-1)[u.row] for y, u in zip(rows, m.layout.units, strict=True) if y is not None]
+    ).double()

@@ -181,9 +181,18 @@ class Probe(nn.Module):
         u = self.value(z, r, t, y, index, mask)
         self.calls.append(
             Call(
-                plain(z), plain(r).reshape(-1), plain(t).reshape(-1), None if y is None else plain(y), plain(u),
+                plain(z),
+                plain(r).reshape(-1),
+                plain(t).reshape(-1),
+                None if y is None else plain(y),
+                plain(u),
                 {name: tangent_of(value) for name, value in (("z", z), ("r", r), ("t", t))},
-                engine, torch.is_grad_enabled(), self.training, _autocast(), z.dtype, user_lines(),
+                engine,
+                torch.is_grad_enabled(),
+                self.training,
+                _autocast(),
+                z.dtype,
+                user_lines(),
                 None if mask is None else plain(mask),
             )  # fmt: skip
         )

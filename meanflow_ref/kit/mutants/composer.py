@@ -105,7 +105,13 @@ def draw_recipe(seed: int) -> Recipe:
     bug = rng.choice(["", *BUGS]) if rng.random() < 0.8 else ""
     guided = bug in _GUIDED or (bug == "" and rng.random() < 0.25)
     metric = rng.choice(METRICS)
-    if bug in {"squared twice", "weight per element", "weight attached", "weight over the batch", "weight's power negated"}:
+    if bug in {
+        "squared twice",
+        "weight per element",
+        "weight attached",
+        "weight over the batch",
+        "weight's power negated",
+    }:
         metric = "adaptive"
     path = rng.choice(PATHS)
     if bug in {"velocity of another path", "prediction detached"} or guided:

@@ -457,7 +457,9 @@ def _composed_mutants() -> list[Case]:
     for bug in BUGS:
         base = Recipe(bug=bug, omega=2.0 if bug in _GUIDED else 1.0, kappa=0.5 if bug == "kappa missing" else 0.0)
         cases.append(_case(bug, base))
-        other = replace(base, engine="reverse_twice", call="z, t, h", time_shape="broadcast", reduction="mean", power=0.75)
+        other = replace(
+            base, engine="reverse_twice", call="z, t, h", time_shape="broadcast", reduction="mean", power=0.75
+        )
         cases.append(_case(f"{bug}; two VJPs, (z, t, h), mean", other))
     return cases
 
@@ -472,4 +474,4 @@ def _composed_neighbours() -> list[Case]:
 
 
 MUTANTS: tuple[Case, ...] = (*HAND_MUTANTS, *_composed_mutants())
-NEIGHBOURS: tuple[Case, ...] = (*HAND_NEIGHBOURS, *_composed_neighbours())
+CORRECT: tuple[Case, ...] = (*HAND_NEIGHBOURS, *_composed_neighbours())
