@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from textwrap import indent
 
+from meanflow_ref.files import write_atomic
 from meanflow_ref.kit.diagnosis import Diagnosis, Report
 
 MARKS = {"passed": "ok", "failed": "FAIL", "noted": "note", "skipped": "skip"}
@@ -29,6 +33,29 @@ def _diagnosis(one: Diagnosis) -> list[str]:
     for label, text in (("cause", one.cause), ("effect", one.effect)):
         lines += [f"  {label:8}  {text}"] if text else []
     return lines + (["  remedy", indent(one.remedy, "    ")] if one.remedy else [])
+
+
+def add_format_options(parser: ArgumentParser) -> None:
+    """``--format`` and ``--out``, for commands with one report."""
+    formats = ("text", "json", "junit", "markdown", "github")
+    parser.add_argument("--format", choices=formats, default="text", help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
+
+
+def emit(report: Report, arguments: Namespace, more: str = "") -> int:
+    """Print or write the report as the command line asks; ``more`` follows plain text. Returns the exit code."""
+    if arguments.format == "text":
+        text = f"{as_text(report)}\n{more}"
+    else:
+        from meanflow_ref.kit.output import render
+
+        text = render([report], arguments.format)
+    if arguments.out is None:
+        sys.stdout.write(text)
+    else:
+        write_atomic(arguments.out, text)
+        print(f"{arguments.out}: {report.target} is {report.verdict}")
+    return exit_code(report)
 
 
 def exit_code(report: Report) -> int:

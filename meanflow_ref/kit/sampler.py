@@ -219,4 +219,9 @@ def _diagnoses(bad: Sequence[_Run]) -> list[Diagnosis]:
 
 def _found(name: Name, run: _Run) -> Diagnosis:
     observed = f"{run.steps} step{'s' * (run.steps > 1)}: {name.observed}; z_0 is off by {run.error:.2g} of its size"
+    if name.name == "TIMES_OUT_OF_RANGE":
+        # The page speaks of laws of times; here the sampler's own grid is meant.
+        cause = "Times scaled outside the network, or r and t computed from another time than the state's."
+        remedy = "t, r = 1 - i / n, 1 - (i + 1) / n          # in step i of n"
+        return finding(name.name, observed, name.expected, where=name.where, cause=cause, remedy=remedy)
     return finding(name.name, observed, name.expected, where=name.where)

@@ -103,7 +103,7 @@ def _step(group: list[NetCall], before: Tensor, after: Tensor) -> Step:
 def name_steps(steps: Sequence[Step]) -> Name | None:
     """What is wrong with the steps of one run, or None if they follow the rule."""
     shown = "; ".join(map(str, steps[:4])) + ("; ..." if len(steps) > 4 else "")
-    for rule in (_range, _head, _direction, _sign, _euler, _end, _next_time, _size):
+    for rule in (_scale, _head, _direction, _sign, _euler, _end, _next_time, _range, _size):
         found = rule(steps)
         if found is not None:
             name, expected, index = found
@@ -122,6 +122,12 @@ def _next_times(steps: Sequence[Step]) -> list[float]:
 
 def _lengths(steps: Sequence[Step]) -> list[float]:
     return [step.length if step.length is not None else float("nan") for step in steps]
+
+
+def _scale(steps: Sequence[Step]) -> tuple[str, str, int] | None:
+    """Times far outside; those a step outside may come from a wrong end, which the later rules name."""
+    far = [i for i, step in enumerate(steps) if max(step.t, step.r) > 2.5 or min(step.t, step.r) < -1.5]
+    return ("TIMES_OUT_OF_RANGE", "times in [0, 1]; scaled times belong inside the network", far[0]) if far else None
 
 
 def _range(steps: Sequence[Step]) -> tuple[str, str, int] | None:

@@ -66,7 +66,9 @@ def test_jax(tmp_path: Path) -> None:
     assert run(code, tmp_path).strip() == f"wrong [('R_AND_T_SWAPPED', 'mine.py:{line}')]"
 
 
-@pytest.mark.parametrize(("file", "name"), [("README.md", "tape"), ("docs/tape.md", "recorder")])
+@pytest.mark.parametrize(
+    ("file", "name"), [("README.md", "tape"), pytest.param("docs/tape.md", "recorder", marks=pytest.mark.slow)]
+)
 def test_tape(file: str, name: str, tmp_path: Path) -> None:
     if name == "recorder":
         pytest.importorskip("jax")

@@ -17,7 +17,15 @@ from meanflow_ref.errors import DtypeError, MeanFlowError, NetworkError, NonFini
 from meanflow_ref.kit.catalogue import network as part
 from meanflow_ref.kit.diagnosis import Report
 from meanflow_ref.kit.mutants.case import Case
-from meanflow_ref.kit.mutants.networks import COMPILED, CORRECT, MUTANTS, InnerAttention, Normalised, Small
+from meanflow_ref.kit.mutants.networks import (
+    COMPILED,
+    CORRECT,
+    MUTANTS,
+    InnerAttention,
+    Normalised,
+    Small,
+    TimeTable,
+)
 from meanflow_ref.kit.network.check import check_network
 from meanflow_ref.models.dit import DiT
 from meanflow_ref.models.unet import UNet
@@ -73,6 +81,18 @@ def test_all_obstacles_are_found_with_their_modules() -> None:
     assert len(observed) == 2
     assert observed[0].startswith("module `blocks.1` (_Heads)")
     assert observed[1].startswith("module `blocks.4` (_Heads)")
+
+
+class BothDetached(Small):
+    def embed(self, r: Tensor, t: Tensor) -> Tensor:
+        return super().embed(r.detach(), t.detach())
+
+
+@pytest.mark.parametrize(("kind", "module"), [(TimeTable, "table"), (BothDetached, "time")])
+def test_a_dead_time_is_blamed_on_its_module(kind: type[Small], module: str) -> None:
+    torch.manual_seed(0)
+    (found,) = check_network(kind(), *inputs()).diagnoses
+    assert f"module `{module}`" in found.observed
 
 
 def test_the_network_is_left_as_it_was() -> None:
@@ -158,6 +178,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "inlet" in capsys.readouterr().out
     assert main(["preflight", "preflight_subject:FusedAttention"]) == 1
     assert "ATTENTION_NO_FORWARD_AD" in capsys.readouterr().out
+    assert main(["preflight", "preflight_subject:FusedAttention", "--format", "json", "--out", "report.json"]) == 1
+    text = (tmp_path / "report.json").read_text()
+    assert "ATTENTION_NO_FORWARD_AD" in text
+    capsys.readouterr()
     assert main(["preflight", "preflight_subject:Sized"]) == 2
     assert "needs width" in capsys.readouterr().err
     assert main(["preflight", "preflight_subject:Smal"]) == 2

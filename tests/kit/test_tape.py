@@ -228,6 +228,8 @@ def test_the_command_says_wrong_and_names_it(tmp_path: Path, capsys: pytest.Capt
     np.savez(file, **recording(target="sign"))
     assert main(["tape", "check", str(file)]) == 1
     assert "INTERVAL_SIGN" in capsys.readouterr().out
+    assert main(["tape", "check", str(file), "--format", "markdown"]) == 1
+    assert "INTERVAL_SIGN" in capsys.readouterr().out
     part = {key: value for key, value in recording().items() if not key.startswith("grad_")}
     np.savez(file, **part)
     assert main(["tape", "check", str(file)]) == 2

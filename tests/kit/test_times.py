@@ -12,13 +12,13 @@ from scipy import stats
 from meanflow_ref.errors import MeanFlowError, NonFiniteError, ParameterError, ShapeError
 from meanflow_ref.kit.catalogue import times as part
 from meanflow_ref.kit.mutants.case import Case
-from meanflow_ref.kit.mutants.times import CORRECT, MUTANTS, PAPER
+from meanflow_ref.kit.mutants.times import CORRECT, MUTANTS
 from meanflow_ref.kit.times import check_times
 from meanflow_ref.kit.times_tests import dependence, distance_bound, share_interval, uniform_distance
 
 
 def run(case: Case, seed: int = 0) -> Any:
-    return check_times(case.target, **{"law": PAPER, "seed": seed, **case.options})
+    return check_times(case.target, **{"seed": seed, **case.options})
 
 
 @pytest.mark.parametrize("case", MUTANTS, ids=lambda case: case.title)

@@ -8,8 +8,10 @@ tangents that the loss differentiates along. The recording is judged as a tape i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -62,7 +64,7 @@ def check_loss(
     """
     require_callable(loss, "the loss", "loss(net, x, key)")
     convention = Convention(call, returns=returns)
-    with jax.enable_x64(True):
+    with _float64():
         asked = question(int(np.prod(shape)), batch, seed)
         recorder = _Recorder(convention, tuple(shape))
         theta = {name: jnp.asarray(asked[name]) for name in PARAMETERS}
@@ -126,6 +128,13 @@ class _Recorder:
             raise NetworkError(f'call="{self.convention.arguments}" gives h alone.', "r or t beside it", "")
         t = times["t"] if "t" in times else times["r"] + times["h"]
         return z.reshape(len(z), -1), times.get("r", t - times["h"] if "h" in times else t), t
+
+
+def _float64() -> AbstractContextManager[Any]:
+    """Context in which jax has float64; its name moved."""
+    place: Any = jax if hasattr(jax, "enable_x64") else import_module("jax.experimental")
+    context: AbstractContextManager[Any] = place.enable_x64(True)
+    return context
 
 
 def _forward(theta: dict[str, Any], z: Any, r: Any, t: Any) -> Any:

@@ -113,6 +113,12 @@ MUTANTS = (
     ),
     Case("u(z, r, r): evaluated at the end", _loop(lambda net, z, r, t: z - _h(r, t) * net(z, r, r)), "WRONG_END"),
     Case(
+        "(z, t, h) network that is given the next time",
+        _loop(lambda net, z, r, t: z - _h(r, t) * net(z, r, t - r)),
+        "WRONG_END",
+        {"call": "z, t, h"},
+    ),
+    Case(
         "noise at t = 0, state handed over as data: z + u(z, 0, 1)",
         _loop(lambda net, z, r, t: z + _h(r, t) * net(z, 1 - t, 1 - r)),
         "WRONG_END",

@@ -20,7 +20,7 @@ from meanflow_ref.kit.finding import conclude
 from meanflow_ref.kit.network import compiled as compiling
 from meanflow_ref.kit.network.derivatives import cut_derivatives, rms, time_derivative
 from meanflow_ref.kit.network.forward_mode import backward_fails, derivative, obstacles
-from meanflow_ref.kit.network.parts import by_module, stiffness
+from meanflow_ref.kit.network.parts import by_module, dead_module, stiffness
 from meanflow_ref.kit.network.rows import coupled_rows, random_layers
 from meanflow_ref.kit.network.subject import Subject
 from meanflow_ref.objectives._inputs import check_inputs
@@ -171,6 +171,8 @@ class _Preflight:
             found = [one for one in found if measured["time_part"] < 1e-6 * self.measured["u"]]
         elif not found:
             cut, engines = cut_derivatives(exact, with_time=True)
+        if found and (where := dead_module(exact)):
+            found = [replace(one, observed=f"{one.observed}; first seen in {where}") for one in found]
         self._add(names[0], found, ", ".join(f"{name} {value:.3g}" for name, value in measured.items()))
         self._add(names[1], cut, f"worst {engines['engines_disagree']:.1e}")
         self.measured |= measured | engines

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from meanflow_ref.errors import ParameterError
+from meanflow_ref.files import require_writable
+from meanflow_ref.kit.plain import add_format_options, emit
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "bfloat16", "float16"))
     parser.add_argument("--compile", metavar="BACKEND", help="also compare with torch.compile, e.g. eager or inductor")
     parser.add_argument("--seed", type=int, default=0)
+    add_format_options(parser)
 
 
 def preflight(arguments: argparse.Namespace) -> int:
@@ -30,9 +34,10 @@ def preflight(arguments: argparse.Namespace) -> int:
     import torch
 
     from meanflow_ref.kit.network.check import check_network
-    from meanflow_ref.kit.plain import as_text, exit_code
     from meanflow_ref.kit.target import load_target
 
+    if arguments.out is not None:
+        require_writable(arguments.out)
     shape = _shape(arguments.shape)
     if arguments.batch < 1:
         raise ParameterError(f"--batch {arguments.batch}", "at least 1 row", "")
@@ -62,9 +67,8 @@ def preflight(arguments: argparse.Namespace) -> int:
         compiled=arguments.compile or False,
         seed=arguments.seed,
     )
-    print(as_text(report))
-    _print_modules(report.measured.get("modules", []))
-    return exit_code(report)
+    report = replace(report, target=arguments.target)
+    return emit(report, arguments, _modules(report.measured.get("modules", [])))
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -101,15 +105,16 @@ def _made(target: Any, address: str) -> Callable[..., Any]:
     return target  # type: ignore[no-any-return]
 
 
-def _print_modules(rows: list[dict[str, Any]]) -> None:
-    """The modules in which u moves most with t."""
+def _modules(rows: list[dict[str, Any]]) -> str:
+    """A table of the modules in which u moves most with t."""
     if not rows:
-        return
+        return ""
     shown = sorted(rows, key=lambda row: -row["time"] / max(row["value"], 1e-12))[:12]
     width = max(len(row["module"] or "u") for row in shown)
-    print(f"\n{'module':{width}}  {'|value|':>9} {'spatial':>9} {'time':>9} {'error':>9}")
+    lines = ["", f"{'module':{width}}  {'|value|':>9} {'spatial':>9} {'time':>9} {'error':>9}"]
     for row in shown:
         error = "" if row["error"] is None else f"{row['error']:9.1e}"
         numbers = f"{row['value']:9.2e} {row['spatial']:9.2e} {row['time']:9.2e} {error}"
-        print(f"{row['module'] or 'u':{width}}  {numbers}".rstrip())
-    print("(du/dt along (v, 0, 1): its spatial and its time part, and its error against float64)")
+        lines.append(f"{row['module'] or 'u':{width}}  {numbers}".rstrip())
+    lines.append("(du/dt along (v, 0, 1): its spatial and its time part, and its error against float64)")
+    return "\n".join(lines) + "\n"

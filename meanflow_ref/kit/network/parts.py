@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.autograd import forward_ad
 from meanflow_ref.kit.diagnosis import Diagnosis
 from meanflow_ref.kit.finding import finding
 from meanflow_ref.kit.network.derivatives import rms
-from meanflow_ref.kit.network.subject import Subject, clean, tensors
+from meanflow_ref.kit.network.subject import Subject, clean, module_calls, tensors
 
 # torch leaves these two untyped.
 dual: Callable[[Tensor, Tensor], Tensor] = forward_ad.make_dual
@@ -52,6 +53,26 @@ def tangents_by_module(subject: Subject, dz: Tensor | None, dt: Tensor | None) -
         for handle in handles:
             handle.remove()
     return found
+
+
+def dead_module(exact: Subject) -> str:
+    """The first module, in the order of completion, that changes with t and has no tangent; "" if none does.
+
+    Args:
+        exact: In float64.
+
+    """
+    later = replace(exact, t=0.9 * exact.t + 0.1, r=exact.r)
+    with exact.prepared():
+        now, then = module_calls(exact), {call.path: call for call in module_calls(later)}
+    tangents = tangents_by_module(exact, None, torch.ones_like(exact.t))
+    for call in now:
+        here, there = tensors(call.output)[:1], tensors(then[call.path].output)[:1] if call.path in then else []
+        if here and there and here[0].shape == there[0].shape and call.path in tangents:
+            moved = rms(here[0] - there[0]) > 1e-6 * max(rms(here[0]), 1e-12)
+            if moved and rms(tangents[call.path][1]) == 0:
+                return call.title
+    return ""
 
 
 def by_module(exact: Subject, own: Subject) -> list[dict[str, Any]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from meanflow_ref.files import require_writable
+from meanflow_ref.kit.plain import add_format_options, emit
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The two subcommands."""
@@ -16,6 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     init.add_argument("--seed", type=int, default=0)
     check = actions.add_parser("check", help="judge a recording; numpy is enough")
     check.add_argument("file", type=Path, metavar="FILE")
+    add_format_options(check)
 
 
 def tape(arguments: argparse.Namespace) -> int:
@@ -26,10 +30,9 @@ def tape(arguments: argparse.Namespace) -> int:
         write_question(arguments.file, arguments.dim, arguments.batch, arguments.seed)
         print(f"{arguments.file}: a network and two batches. docs/tape.md says what to record.")
         return 0
-    from meanflow_ref.kit.plain import as_text, exit_code
     from meanflow_ref.kit.tape.judge import judge
     from meanflow_ref.kit.tape.reading import read_tape
 
-    report = judge(read_tape(arguments.file), str(arguments.file))
-    print(as_text(report))
-    return exit_code(report)
+    if arguments.out is not None:
+        require_writable(arguments.out)
+    return emit(judge(read_tape(arguments.file), str(arguments.file)), arguments)
