@@ -33,6 +33,9 @@ def add_check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", metavar="PKG.MOD:SAMPLE", help="check sample(model, noise, steps) as well")
     parser.add_argument("--times", metavar="PKG.MOD:TIMES", help="check sample_times(n) -> (r, t) as well")
     parser.add_argument(
+        "--law", metavar="PKG.MOD:LAW", help="law that the times should follow: a time law, or (cdf, equal)"
+    )
+    parser.add_argument(
         "--guided", metavar="OMEGA[,KAPPA]", help="check that the loss is guided with these scales as well"
     )
     parser.add_argument("--format", choices=("table", "json", "junit", "markdown", "github"), default="table")
@@ -95,7 +98,7 @@ def _settings(arguments: argparse.Namespace) -> list[Settings]:
         Settings(
             target=arguments.target, call=arguments.call, returns=arguments.returns, shape=event, labels=arguments.labels,
             dropout=arguments.dropout, equal_share=arguments.equal_share, weight_power=arguments.weight_power,
-            sampler=arguments.sampler, times=arguments.times, guided=scales, xfail=parse_xfail(arguments.xfail),
+            sampler=arguments.sampler, times=arguments.times, law=arguments.law, guided=scales, xfail=parse_xfail(arguments.xfail),
             oracle=arguments.oracle, seed=arguments.seed,
         )
     ]  # fmt: skip
@@ -130,7 +133,8 @@ def run_settings(settings: Settings) -> list[Report]:
     if settings.times:
         from meanflow_ref.kit.times import check_times
 
-        add(settings.times, check_times)
+        law = load_target(settings.law) if settings.law else None
+        add(settings.times, lambda times: check_times(times, law))
     return reports
 
 

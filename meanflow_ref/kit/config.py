@@ -27,6 +27,7 @@ class Settings:
     weight_power: float | None = None
     sampler: str | None = None
     times: str | None = None
+    law: str | None = None
     guided: tuple[float, ...] | None = None
     xfail: Mapping[str, str] = field(default_factory=dict)
     oracle: int = ORACLE
