@@ -127,6 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
             from meanflow_ref.kit.command import add_check_options
 
             add_check_options(child)
+        if name == "list":
+            child.add_argument("--markdown", type=Path, metavar="FILE", help="write all pages there as one document")
         if name == "explain":
             child.add_argument("name", metavar="NAME")
         if name == "train":

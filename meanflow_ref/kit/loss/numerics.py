@@ -32,6 +32,9 @@ def clipping(m: Measured) -> float | None:
         return None
     if bool(use.any()):
         lost = float(((added - expected).norm(dim=1) / size.clamp_min(1e-9))[use].max())
+    if m.path is None:
+        # Without a path the target need not be affine in the data.
+        return lost
     x, _ = m.target.data(0)
     try:
         wide = solve(m.target, m.layout, Setting(), x=x * FAR)

@@ -86,7 +86,7 @@ def run(target: Target, setting: Setting | None = None, *, x: Tensor | None = No
         )
     if not bool(torch.isfinite(value)):
         raise NonFiniteError(
-            f"the loss is {float(value)} on ordinary data.", "a finite loss", "look for 1/t or 1/(t-r)"
+            f"the loss is {float(value.detach())} on ordinary data.", "a finite loss", "look for 1/t or 1/(t-r)"
         )
     if value.requires_grad:
         with warnings.catch_warnings():

@@ -185,16 +185,16 @@ def _network(recipe: Recipe, net: Any, event: int, labels: Tensor | None) -> Cal
         r, t = shape(r), shape(t)
         extra = () if y is None else (y,)
         if recipe.call == "z, r, t":
-            return net(z, r, t, *extra)  # type: ignore[no-any-return]
+            return net(z, r, t, *extra)
         if recipe.call == "z, t, r":
-            return net(z, t, r, *extra)  # type: ignore[no-any-return]
+            return net(z, t, r, *extra)
         if recipe.call == "z, t, h":
-            return net(z, t, t - r, *extra)  # type: ignore[no-any-return]
+            return net(z, t, t - r, *extra)
         if recipe.call == "z, t, -h":
-            return net(z, t, r - t, *extra)  # type: ignore[no-any-return]
+            return net(z, t, r - t, *extra)
         if recipe.call == "z, (t, h)":
-            return net(z, (t, t - r), *extra)  # type: ignore[no-any-return]
-        return net(x=z, start=r, end=t, **({"y": y} if y is not None else {}))  # type: ignore[no-any-return]
+            return net(z, (t, t - r), *extra)
+        return net(x=z, start=r, end=t, **({"y": y} if y is not None else {}))
 
     return u
 
@@ -207,9 +207,9 @@ def _derivative(engine: str, u: Callable[..., Tensor], primals: Any, tangents: A
             d = torch.func.jvp(u, primals, tangents)[1]
         return u(*primals), d
     if engine == "double_backward":
-        return torch.autograd.functional.jvp(u, primals, tangents, create_graph=True)  # type: ignore[no-any-return,no-untyped-call]
+        return torch.autograd.functional.jvp(u, primals, tangents, create_graph=True)  # type: ignore[no-untyped-call]
     if engine == "forward_ad":
-        import torch.autograd.forward_ad as ad
+        ad: Any = torch.autograd.forward_ad
 
         with ad.dual_level():
             out = ad.unpack_dual(u(*(ad.make_dual(p, d) for p, d in zip(primals, tangents, strict=True))))
