@@ -71,6 +71,10 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: the cores, 4 at most)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write the figures as PNG files")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also write the table of oracles into FILE")
+    parser.add_argument("--kit", action="store_true", help="run the kit on its own mutants instead: a confusion matrix")
+    parser.add_argument("--cases", type=int, default=0, metavar="N",
+                        help="with --kit: N randomly composed losses as well")  # fmt: skip
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="with --kit: also write the matrix into FILE")
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +93,10 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
 
 def _explain_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a diagnosis; see meanflow-ref list")
+
+
+def _list_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write all pages there as one document")
 
 
 def _vectors_options(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +137,7 @@ COMMANDS = {
     "explain": Command(
         "kit.command:explain", "one diagnosis's page: symptom, cause, remedy, measured effect", _explain_options
     ),
-    "list": Command("kit.command:list_checks", "all diagnoses of the oracle"),
+    "list": Command("kit.command:list_checks", "all diagnoses of the oracle", _list_options),
     "bench": Command(
         "bench.command:bench",
         "what a MeanFlow step costs on your network and device, by way of getting du/dt",

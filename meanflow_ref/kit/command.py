@@ -19,21 +19,35 @@ def add_check_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``check``."""
     parser.add_argument("target", nargs="?", metavar="PKG.MOD:LOSS",
                         help="loss(model, x) or loss(model, x, labels); without it, the targets of [tool.meanflow-ref]")  # fmt: skip
-    parser.add_argument("--call", metavar="TEXT", help='how it calls its network, e.g. "z, (t, h)"; guessed if not given')
+    parser.add_argument(
+        "--call", metavar="TEXT", help='how it calls its network, e.g. "z, (t, h)"; guessed if not given'
+    )
     parser.add_argument("--returns", metavar="TEXT", help='what the network returns: "u" or "u, v"')
     parser.add_argument("--shape", metavar="N,N,...", help="shape of one datum, e.g. 3,32,32")
     parser.add_argument("--labels", action=argparse.BooleanOptionalAction, help="whether the loss takes labels")
     parser.add_argument("--dropout", action="store_true", help="the network that you train has random layers")
     parser.add_argument("--equal-share", type=float, metavar="P", help="P(r = t) as it is meant to be")
-    parser.add_argument("--weight-power", type=float, metavar="P", help="power of the adaptive weight as it is meant to be")
+    parser.add_argument(
+        "--weight-power", type=float, metavar="P", help="power of the adaptive weight as it is meant to be"
+    )
     parser.add_argument("--sampler", metavar="PKG.MOD:SAMPLE", help="check sample(model, noise, steps) as well")
     parser.add_argument("--times", metavar="PKG.MOD:TIMES", help="check sample_times(n) -> (r, t) as well")
-    parser.add_argument("--guided", metavar="OMEGA[,KAPPA]", help="check that the loss is guided with these scales as well")
+    parser.add_argument(
+        "--law", metavar="PKG.MOD:LAW", help="law that the times should follow: a time law, or (cdf, equal)"
+    )
+    parser.add_argument(
+        "--guided", metavar="OMEGA[,KAPPA]", help="check that the loss is guided with these scales as well"
+    )
     parser.add_argument("--format", choices=("table", "json", "junit", "markdown", "github"), default="table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the chosen format there")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="append the Markdown there, as a job summary")
     parser.add_argument("--badge", type=Path, metavar="FILE", help="write the JSON of a shields.io endpoint")
-    parser.add_argument("--xfail", action="append", default=[], metavar='NAME="reason"', help="a diagnosis that is expected")
-    parser.add_argument("--oracle", type=int, default=ORACLE, metavar="N", help="frozen set of checks (default: %(default)s)")
+    parser.add_argument(
+        "--xfail", action="append", default=[], metavar='NAME="reason"', help="a diagnosis that is expected"
+    )
+    parser.add_argument(
+        "--oracle", type=int, default=ORACLE, metavar="N", help="frozen set of checks (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -41,13 +55,20 @@ def check(arguments: argparse.Namespace) -> int:
     """Run the checks as the command line asks; 0 holds, 1 a check failed, 2 could not decide."""
     from meanflow_ref.files import require_writable, write_atomic
 
-    for path in (arguments.out, arguments.badge):
+    for path in (arguments.out, arguments.badge, arguments.summary):
         if path is not None:
             require_writable(path)
     reports = [report for settings in _settings(arguments) for report in run_settings(settings)]
     if not reports:
-        raise ParameterError("nothing to check.", "a target, or [tool.meanflow-ref] in pyproject.toml", "meanflow-ref check pkg.mod:loss")
+        raise ParameterError(
+            "nothing to check.", "a target, or [tool.meanflow-ref] in pyproject.toml", "meanflow-ref check pkg.mod:loss"
+        )
     _emit(arguments, reports)
+    if arguments.summary is not None:
+        from meanflow_ref.kit.output import render
+
+        with arguments.summary.open("a") as file:
+            file.write(render(reports, "markdown"))
     if arguments.badge is not None:
         from meanflow_ref.kit.output import badge
 
@@ -70,12 +91,14 @@ def _settings(arguments: argparse.Namespace) -> list[Settings]:
         event = tuple(int(n) for n in shape.split(",")) if shape else None
         scales = tuple(float(n) for n in arguments.guided.split(",")) if arguments.guided else None
     except ValueError as error:
-        raise ParameterError(f"--shape {shape!r} --guided {arguments.guided!r}: {error}.", "numbers", "--shape 3,32,32") from None
+        raise ParameterError(
+            f"--shape {shape!r} --guided {arguments.guided!r}: {error}.", "numbers", "--shape 3,32,32"
+        ) from None
     return [
         Settings(
             target=arguments.target, call=arguments.call, returns=arguments.returns, shape=event, labels=arguments.labels,
             dropout=arguments.dropout, equal_share=arguments.equal_share, weight_power=arguments.weight_power,
-            sampler=arguments.sampler, times=arguments.times, guided=scales, xfail=parse_xfail(arguments.xfail),
+            sampler=arguments.sampler, times=arguments.times, law=arguments.law, guided=scales, xfail=parse_xfail(arguments.xfail),
             oracle=arguments.oracle, seed=arguments.seed,
         )
     ]  # fmt: skip
@@ -110,7 +133,8 @@ def run_settings(settings: Settings) -> list[Report]:
     if settings.times:
         from meanflow_ref.kit.times import check_times
 
-        add(settings.times, lambda times: check_times(times))
+        law = load_target(settings.law) if settings.law else None
+        add(settings.times, lambda times: check_times(times, law))
     return reports
 
 
@@ -145,7 +169,11 @@ def explain(arguments: argparse.Namespace) -> int:
     book, name = pages(), arguments.name.upper().replace("-", "_")
     if name not in book:
         near = get_close_matches(name, book, n=3, cutoff=0.4)
-        raise ParameterError(f"no page {arguments.name!r}.", "a diagnosis; `meanflow-ref list` prints them", "meanflow-ref explain " + near[0] if near else "")
+        raise ParameterError(
+            f"no page {arguments.name!r}.",
+            "a diagnosis; `meanflow-ref list` prints them",
+            "meanflow-ref explain " + near[0] if near else "",
+        )
     print(page_text(book[name]))
     return 0
 
@@ -169,12 +197,47 @@ def list_checks(arguments: argparse.Namespace) -> int:
     from meanflow_ref.kit.finding import pages
 
     book = pages()
+    if arguments.markdown is not None:
+        from meanflow_ref.files import require_writable, write_atomic
+
+        require_writable(arguments.markdown)
+        write_atomic(arguments.markdown, book_text(list(book.values())))
+        return 0
     for part, group in groupby(book.values(), key=lambda page: page.part):
         print(part)
         for page in group:
             print(f"  {page.name:34} {'note  ' if page.severity == 'note' else ''}{page.title}")
     print(f"oracle {ORACLE}: {len(book)} diagnoses")
     return 0
+
+
+def book_text(book: list[Any]) -> str:
+    """All pages as one Markdown document."""
+    lines = [
+        "# Diagnoses", "",
+        f"Generated by `meanflow-ref list --markdown docs/diagnoses.md`: the {len(book)} names of oracle {ORACLE}. One page on a "
+        "terminal: `meanflow-ref explain NAME`. Effects are measured by `python -m meanflow_ref.kit.loss_effects` and "
+        "`python -m meanflow_ref.kit.sister_effects`.", "",
+        "| part | names |", "|---|---|",
+    ]  # fmt: skip
+    parts = list(dict.fromkeys(page.part for page in book))
+    for part in parts:
+        links = (f"[{page.name}](#{page.name.lower()})" for page in book if page.part == part)
+        lines.append(f"| {part} | {' · '.join(links)} |")
+    for page in (page for part in parts for page in book if page.part == part):
+        note = " A note, not a failure." if page.severity == "note" else ""
+        lines += ["", f"## {page.name}", "", f"*{page.title}.*{note}", ""]
+        lines += [f"**What you see.** {page.symptom}", ""] if page.symptom else []
+        for title, code in (("Wrong", page.wrong), ("Right", page.right)):
+            lines += [f"{title}:", "", "```python", code, "```", ""] if code else []
+        lines += [f"**Cause.** {page.cause}", ""] if page.cause else []
+        lines += (
+            ["**Remedy.**", "", "```python", page.remedy, "```", ""]
+            if page.remedy and page.remedy != page.right
+            else []
+        )
+        lines += [f"**Effect.** {page.effect}"] if page.effect else []
+    return "\n".join(lines).rstrip() + "\n"
 
 
 __all__ = ["add_check_options", "check", "exit_code", "explain", "list_checks", "page_text", "run_settings"]

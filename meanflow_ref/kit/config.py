@@ -27,6 +27,7 @@ class Settings:
     weight_power: float | None = None
     sampler: str | None = None
     times: str | None = None
+    law: str | None = None
     guided: tuple[float, ...] | None = None
     xfail: Mapping[str, str] = field(default_factory=dict)
     oracle: int = ORACLE
@@ -34,7 +35,18 @@ class Settings:
 
     def loss_options(self) -> dict[str, Any]:
         """Arguments of ``check_loss``."""
-        names = ("call", "returns", "shape", "labels", "dropout", "equal_share", "weight_power", "xfail", "oracle", "seed")
+        names = (
+            "call",
+            "returns",
+            "shape",
+            "labels",
+            "dropout",
+            "equal_share",
+            "weight_power",
+            "xfail",
+            "oracle",
+            "seed",
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -50,7 +62,9 @@ def parse_xfail(items: Iterable[str]) -> dict[str, str]:
         name, _, reason = item.partition("=")
         reason = reason.strip().strip('"')
         if not reason:
-            raise ParameterError(f"--xfail {item!r} has no reason.", 'NAME="why it is meant to be so"', f'--xfail {name}="..."')
+            raise ParameterError(
+                f"--xfail {item!r} has no reason.", 'NAME="why it is meant to be so"', f'--xfail {name}="..."'
+            )
         result[name.strip()] = reason
     return result
 
@@ -76,7 +90,11 @@ def read_config(folder: Path) -> list[Settings]:
 def _tables(tool: Mapping[str, Any]) -> list[Settings]:
     unknown = sorted(set(tool) - {"loss", "oracle", "seed"})
     if unknown:
-        raise ParameterError(f"[tool.meanflow-ref] has the key {unknown[0]!r}.", "loss (tables), oracle, seed", "[[tool.meanflow-ref.loss]]")
+        raise ParameterError(
+            f"[tool.meanflow-ref] has the key {unknown[0]!r}.",
+            "loss (tables), oracle, seed",
+            "[[tool.meanflow-ref.loss]]",
+        )
     shared = {key: tool[key] for key in ("oracle", "seed") if key in tool}
     tables = tool.get("loss", [])
     return [_settings({**shared, **table}) for table in ([tables] if isinstance(tables, Mapping) else tables)]
@@ -84,13 +102,17 @@ def _tables(tool: Mapping[str, Any]) -> list[Settings]:
 
 def _settings(table: Mapping[str, Any]) -> Settings:
     names = [item.name for item in fields(Settings)]
-    values = {}
+    values: dict[str, Any] = {}
     for raw, value in table.items():
         key = raw.replace("-", "_")
         if key not in names:
             near = get_close_matches(key, names, n=1)
-            raise ParameterError(f"[[tool.meanflow-ref.loss]] has the key {raw!r}.", ", ".join(names), near[0] if near else "")
+            raise ParameterError(
+                f"[[tool.meanflow-ref.loss]] has the key {raw!r}.", ", ".join(names), near[0] if near else ""
+            )
         values[key] = tuple(value) if isinstance(value, list) else int(value) if key == "oracle" else value
     if not any(values.get(key) for key in ("target", "sampler", "times")):
-        raise ParameterError("a table of [[tool.meanflow-ref.loss]] names nothing to check.", "", 'target = "pkg.mod:loss"')
+        raise ParameterError(
+            "a table of [[tool.meanflow-ref.loss]] names nothing to check.", "", 'target = "pkg.mod:loss"'
+        )
     return Settings(**values)

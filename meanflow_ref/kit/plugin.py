@@ -27,7 +27,9 @@ CONCLUSIVE = "conclusive"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--meanflow-loss`` and ``--meanflow-call``."""
     group = parser.getgroup("meanflow-ref")
-    group.addoption("--meanflow-loss", action="append", default=[], metavar="PKG.MOD:LOSS", help="check this MeanFlow loss")
+    group.addoption(
+        "--meanflow-loss", action="append", default=[], metavar="PKG.MOD:LOSS", help="check this MeanFlow loss"
+    )
     group.addoption("--meanflow-call", default=None, metavar="TEXT", help='how it calls its network, e.g. "z, t, h"')
 
 
@@ -76,7 +78,11 @@ class CheckItem(pytest.Item):
 
     def runtest(self) -> None:
         """Judge the check by the report, which is made once."""
-        judge_check(_report(self.settings.target or "", self.settings.call, repr(self.settings)), self.name, self.user_properties)
+        judge_check(
+            _report(self.settings.target or "", self.settings.call, repr(self.settings)),
+            self.name,
+            self.user_properties,
+        )
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
         """The finding, without a traceback of the kit."""
@@ -117,7 +123,11 @@ def judge_check(report: Report, name: str, properties: list[tuple[str, object]] 
     if result.status == "failed":
         from meanflow_ref.kit.output.formats import explained
 
-        said = [explained(found) for found in report.diagnoses if found.severity == "wrong" and found.observed == result.detail]
+        said = [
+            explained(found)
+            for found in report.diagnoses
+            if found.severity == "wrong" and found.observed == result.detail
+        ]
         pytest.fail("\n\n".join(said) or result.detail, pytrace=False)
 
 

@@ -139,6 +139,10 @@ def _run(checks: Sequence[Check], jobs: int, console: Console) -> list[Result]:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Run the main job as the command line asks; returns the exit code."""
+    if arguments.kit:
+        from meanflow_ref.kit.matrix import verify_kit
+
+        return verify_kit(arguments)
     # A log file has no width of its own: 80 columns would fold every name.
     console = Console(width=None if sys.stdout.isatty() else 132)
     checks = collect(arguments.only)

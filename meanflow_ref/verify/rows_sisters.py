@@ -21,10 +21,9 @@ def _report(part: str, case: Case) -> Any:
 
         return check_sampler(case.target, **options)
     if part == "times":
-        from meanflow_ref.kit.mutants.times import PAPER
         from meanflow_ref.kit.times import check_times
 
-        return check_times(case.target, **{"law": PAPER, **options})
+        return check_times(case.target, **options)
     if part == "guidance":
         from meanflow_ref.kit.guidance.check import check_guidance
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,17 @@ import pytest
 import torch
 from scipy import stats
 
+from meanflow_ref.cli import main
 from meanflow_ref.errors import MeanFlowError, NonFiniteError, ParameterError, ShapeError
 from meanflow_ref.kit.catalogue import times as part
 from meanflow_ref.kit.mutants.case import Case
-from meanflow_ref.kit.mutants.times import CORRECT, MUTANTS, PAPER
+from meanflow_ref.kit.mutants.times import CORRECT, MUTANTS
 from meanflow_ref.kit.times import check_times
 from meanflow_ref.kit.times_tests import dependence, distance_bound, share_interval, uniform_distance
 
 
 def run(case: Case, seed: int = 0) -> Any:
-    return check_times(case.target, **{"law": PAPER, "seed": seed, **case.options})
+    return check_times(case.target, **{"seed": seed, **case.options})
 
 
 @pytest.mark.parametrize("case", MUTANTS, ids=lambda case: case.title)
@@ -113,3 +115,22 @@ def test_bad_input_is_one_clear_error(
 ) -> None:
     with pytest.raises(error, match=text):
         check_times(target, **options)
+
+
+def test_the_command_takes_a_law(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "times_of_a_fork.py").write_text(
+        "import torch\n"
+        "from meanflow_ref import UniformPair\n"
+        "law, other = UniformPair(equal=0.25), UniformPair(equal=0.75)\n"
+        "def times(n):\n"
+        "    return law.sample(n, torch.default_generator)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    address = ["check", "--times", "times_of_a_fork:times", "--law"]
+    assert main([*address, "times_of_a_fork:law"]) == 0
+    capsys.readouterr()
+    assert main([*address, "times_of_a_fork:other"]) == 1
+    assert "RATIO_INVERTED" in capsys.readouterr().out
+    assert main([*address, "times_of_a_fork:times"]) == 2

@@ -11,7 +11,9 @@ _WEIGHT = """s = ((u - target) ** 2).flatten(1).sum(1)
 loss = (s / (s.detach() + c) ** p).mean()"""
 
 
-def _page(name: str, part: str, title: str, symptom: str, wrong: str, right: str, cause: str, remedy: str, note: bool = False) -> Page:
+def _page(
+    name: str, part: str, title: str, symptom: str, wrong: str, right: str, cause: str, remedy: str, note: bool = False
+) -> Page:
     return Page(name, part, title, symptom, wrong, right, cause, remedy, effect(name), "note" if note else "wrong")
 
 

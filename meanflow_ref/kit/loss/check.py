@@ -147,8 +147,9 @@ def _trained(target: Target, out: Judgement) -> bool:
     return True
 
 
-def _judge(target: Target, out: Judgement, equal_share: float | None, weight_power: float | None,
-           dropout: bool) -> float | None:
+def _judge(
+    target: Target, out: Judgement, equal_share: float | None, weight_power: float | None, dropout: bool
+) -> float | None:
     m = measure(target)
     has_r = len({"r", "h", "-h"} & set(target.spec.letters)) > 0
     _facts(m, out)
@@ -219,8 +220,10 @@ def _gradients(m: Measured, out: Judgement, dropout: bool) -> None:
             "the same numbers in both passes", where, severity="wrong" if dropout else "note",
         )  # fmt: skip
     else:
-        out.details["dropout"] = "one pass" if not masks.two_passes else "two passes, " + (
-            "the derivative in eval mode" if masks.eval_mode else "the same draws"
+        out.details["dropout"] = (
+            "one pass"
+            if not masks.two_passes
+            else "two passes, " + ("the derivative in eval mode" if masks.eval_mode else "the same draws")
         )
 
 
@@ -276,7 +279,9 @@ def _numerics(m: Measured, out: Judgement, omega: Tensor) -> float | None:
     if lost is None:
         out.unmeasured["clipping"] = "the loss does not run on values 200 times larger, or its weight is no scalar"
     elif lost > 0.01:
-        out.find("clipping", "TARGET_CLIPPED", f"{100 * lost:.0f} % of the target is cut off far out", "no clamp", where)
+        out.find(
+            "clipping", "TARGET_CLIPPED", f"{100 * lost:.0f} % of the target is cut off far out", "no clamp", where
+        )
     else:
         out.details["clipping"] = f"linear to 200 times the data ({lost:.0e})"
     call = m.derivative_call()

@@ -83,7 +83,9 @@ def judge_path(m: Measured, out: Judgement) -> Tensor | None:
     _, _, alpha_dot, _ = fit.schedules(m.state_time)
     expected = fit.scale * alpha_dot[:, 0] / 1.0
     usable = expected.abs() > 1e-3
-    omega = torch.where(usable, m.slope / torch.where(usable, expected, torch.ones_like(expected)), torch.ones_like(m.t))
+    omega = torch.where(
+        usable, m.slope / torch.where(usable, expected, torch.ones_like(expected)), torch.ones_like(m.t)
+    )
     return omega
 
 
@@ -98,8 +100,9 @@ def judge_velocity(m: Measured, omega: Tensor, out: Judgement) -> bool:
         out.facts["data_offset"] = round(offset, 4)
     worst = float(misfit[nonzero].max()) if bool(nonzero.any()) else 0.0
     where = m.main.where
-    if bool((omega[nonzero] < 0).all()) and bool(nonzero.any()):
-        if worst < tol * 10:
+    if bool(nonzero.any()) and bool((omega[nonzero] < 0).all()):
+        turned = sigma_floor(m.z, m.state_time, -m.velocity, m.x, m.alpha, -m.slope)
+        if worst < tol * 10 or turned is not None:
             out.find("velocity", "VELOCITY_SIGN", "the velocity is -dz/dt", "dz/dt of the path of the states", where)
             return False
     floor = sigma_floor(m.z, m.state_time, m.velocity, m.x, m.alpha, m.slope) if worst > tol * 10 else None
@@ -177,9 +180,7 @@ def judge_target(m: Measured, omega: Tensor, out: Judgement) -> None:
     _name_target(m, out, where, k_z, k_r, k_t, time, spatial, tol)
 
 
-def _tangent_fits(
-    spatial: Tensor, kinds: dict[str, Tensor], tol: float
-) -> Iterator[tuple[int, float, str]]:
+def _tangent_fits(spatial: Tensor, kinds: dict[str, Tensor], tol: float) -> Iterator[tuple[int, float, str]]:
     """Candidates that the tangent is a constant multiple of, in order of preference: ``(order, factor, name)``."""
     for order, (name, value) in enumerate(kinds.items()):
         norm = (value * value).sum(1)
@@ -198,7 +199,9 @@ def _name_target(
     def near(value: float | None, wanted: float) -> bool:
         return value is not None and abs(value - wanted) < tol
 
-    shown = f"(z, r, t) tangent times coefficient/(t - r): z {_factor(k_z)}{_kind(out)}, r {_factor(k_r)}, t {_factor(k_t)}"
+    shown = (
+        f"(z, r, t) tangent times coefficient/(t - r): z {_factor(k_z)}{_kind(out)}, r {_factor(k_r)}, t {_factor(k_t)}"
+    )
     out.details["target"] = shown
     wanted = "z +1 times the velocity, r 0, t +1"
     zero = near(k_z, 0) and near(k_t, 0)
@@ -409,7 +412,7 @@ SMALL = 1e-6
 # ---------------------------------------------------------------- guidance
 
 
-def judge_guidance(m: Measured, omega: Tensor, out: Judgement) -> None:
+def judge_guidance(m: Measured, omega: Tensor, out: Judgement) -> None:  # noqa: PLR0912
     """Scales of a guided target and what is wrong with them, as far as the loss alone can show."""
     at_end = {}
     for site, weight in m.reads.items():
@@ -471,4 +474,6 @@ def _labels(m: Measured) -> Tensor | None:
     rows = [m.trace.calls[unit.call].y for unit in m.layout.units]
     if any(y is None for y in rows):
         return None
-    return torch.stack([y.reshape(-1)[u.row] for y, u in zip(rows, m.layout.units, strict=True) if y is not None]).double()
+    return torch.stack(
+        [y.reshape(-1)[u.row] for y, u in zip(rows, m.layout.units, strict=True) if y is not None]
+    ).double()

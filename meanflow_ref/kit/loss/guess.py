@@ -123,7 +123,9 @@ def guess_call(target: Target, outputs: int, recorder: Recorder) -> tuple[CallSp
     (x_1, _), (x_2, _) = target.data(0), target.data(1)
     copies = len(z_1) // ROWS if len(z_1) % ROWS == 0 and len(z_1) else 1
     alpha, _, _ = alpha_of(
-        (z_2 - z_1).flatten(1).double(), x_1.repeat(copies, *[1] * (x_1.dim() - 1)), x_2.repeat(copies, *[1] * (x_1.dim() - 1))
+        (z_2 - z_1).flatten(1).double(),
+        x_1.repeat(copies, *[1] * (x_1.dim() - 1)),
+        x_2.repeat(copies, *[1] * (x_1.dim() - 1)),
     )
     letters = _letters(values, tangents, state, alpha, len(z_1))
     spec, text = _spec(values, letters)
@@ -141,8 +143,14 @@ def _index(recorder: Recorder, shown: str, values: Any) -> int:
 
 def _spread(values: list[tuple[str, Any]]) -> float:
     """How much the times of a call differ from one another: the call that says most about which is which."""
-    times = [v.double().flatten() for _, v in _flat(values) if isinstance(v, Tensor) and v.is_floating_point() and v.dim() < 2]
-    times += [v.double().flatten() for _, v in _flat(values) if isinstance(v, Tensor) and v.dim() >= 2 and v.numel() == len(v)]
+    times = [
+        v.double().flatten()
+        for _, v in _flat(values)
+        if isinstance(v, Tensor) and v.is_floating_point() and v.dim() < 2
+    ]
+    times += [
+        v.double().flatten() for _, v in _flat(values) if isinstance(v, Tensor) and v.dim() >= 2 and v.numel() == len(v)
+    ]
     if len(times) < 2 or times[0].shape != times[1].shape:
         return 0.0
     return float((times[0] - times[1]).abs().mean())
@@ -185,7 +193,9 @@ def _letters(
     rest = [i for i in times if i not in letters]
     if len(rest) > 1:
         raise ParameterError(
-            f"the network is given {len(times)} times or scales; which of them is r cannot be told.", "", 'say it: call="..."'
+            f"the network is given {len(times)} times or scales; which of them is r cannot be told.",
+            "",
+            'say it: call="..."',
         )
     for i in rest:
         letters[i] = _other(flat[i][0], times[i], times[own[0]] if own else None, tangents, i)

@@ -32,6 +32,9 @@ def clipping(m: Measured) -> float | None:
         return None
     if bool(use.any()):
         lost = float(((added - expected).norm(dim=1) / size.clamp_min(1e-9))[use].max())
+    if m.path is None:
+        # Without a path the target need not be affine in the data.
+        return lost
     x, _ = m.target.data(0)
     try:
         wide = solve(m.target, m.layout, Setting(), x=x * FAR)
@@ -85,7 +88,8 @@ def replay(m: Measured, judgement: Judgement, omega: Tensor) -> Replay | None:
 
     def derivative(dz: Tensor, dr: float, dt: float) -> Tensor:
         ones = torch.ones_like(t)
-        return torch.func.jvp(net, (z, r, t), (dz, ones * dr, ones * dt))[1].detach()
+        along: Tensor = torch.func.jvp(net, (z, r, t), (dz, ones * dr, ones * dt))[1]
+        return along.detach()
 
     right = v - tau / unit * derivative(tangent, 0, unit)
     zero = torch.zeros_like(tangent)

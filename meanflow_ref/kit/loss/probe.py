@@ -22,7 +22,8 @@ from meanflow_ref.convention.grammar import CallSpec, Token
 from meanflow_ref.errors import NetworkError
 from meanflow_ref.kit.loss.stack import user_lines
 
-_FUNCTORCH: Any = torch._C._functorch  # type: ignore[attr-defined]
+_FUNCTORCH: Any = torch._C._functorch
+_FORWARD: Any = forward_ad
 MAX_CALLS = 48
 NUM_CLASSES = 10
 
@@ -77,9 +78,9 @@ def plain(x: Tensor) -> Tensor:
 
 def tangent_of(x: Tensor) -> Tensor | None:
     """The forward-mode tangent that ``x`` carries, plain."""
-    if not x.is_floating_point() or forward_ad._current_level < 0:
+    if not x.is_floating_point() or _FORWARD._current_level < 0:
         return None
-    tangent = forward_ad.unpack_dual(x).tangent
+    tangent = _FORWARD.unpack_dual(x).tangent
     return None if tangent is None else plain(tangent)
 
 
@@ -89,7 +90,7 @@ def derivative_engine(*tensors: Tensor) -> str:
     if interpreter is not None:
         key = str(interpreter.key()).rsplit(".", 1)[-1].lower()
         return {"jvp": "func.jvp", "grad": "func.vjp", "vmap": "vmap"}.get(key, key)
-    if forward_ad._current_level >= 0:
+    if _FORWARD._current_level >= 0:
         return "forward AD"
     return "double backward" if any(x.requires_grad for x in tensors) else ""
 
@@ -181,11 +182,20 @@ class Probe(nn.Module):
         u = self.value(z, r, t, y, index, mask)
         self.calls.append(
             Call(
-                plain(z), plain(r).reshape(-1), plain(t).reshape(-1), None if y is None else plain(y), plain(u),
+                plain(z),
+                plain(r).reshape(-1),
+                plain(t).reshape(-1),
+                None if y is None else plain(y),
+                plain(u),
                 {name: tangent_of(value) for name, value in (("z", z), ("r", r), ("t", t))},
-                engine, torch.is_grad_enabled(), self.training, _autocast(), z.dtype, user_lines(),
+                engine,
+                torch.is_grad_enabled(),
+                self.training,
+                _autocast(),
+                z.dtype,
+                user_lines(),
                 None if mask is None else plain(mask),
-            )  # fmt: skip
+            )
         )
         return self._pack(u, z, t, y, index)
 
@@ -196,9 +206,7 @@ class Probe(nn.Module):
             # In the loss's own precision: this is what autocast acts on.
             u = self._tanh(z, r.to(dtype), t.to(dtype), y).double()
         z, r, t = z.double(), r.double(), t.double()
-        if s.tanh:
-            pass
-        else:
+        if not s.tanh:
             u = s.a * torch.roll(z.flatten(1), 1, 1).reshape(z.shape) + s.b * r * self.along_r + s.g * t * self.along_t
         u = u + self.leak * self.phi(z, t)
         if index is not None:
@@ -310,7 +318,8 @@ def column(time: Any, z: Tensor, name: str) -> Tensor:
             "one time a row: (B,), (B, 1) or (B, 1, ..., 1)",
             "check `call`: the arguments may stand in another order",
         )
-    return time.reshape(-1, *[1] * (z.dim() - 1))
+    shaped: Tensor = time.reshape(-1, *[1] * (z.dim() - 1))
+    return shaped
 
 
 def _autocast() -> bool:

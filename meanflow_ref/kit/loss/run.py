@@ -85,7 +85,9 @@ def run(target: Target, setting: Setting | None = None, *, x: Tensor | None = No
             "pass a function that takes the network as its first argument",
         )
     if not bool(torch.isfinite(value)):
-        raise NonFiniteError(f"the loss is {float(value)} on ordinary data.", "a finite loss", "look for 1/t or 1/(t-r)")
+        raise NonFiniteError(
+            f"the loss is {float(value.detach())} on ordinary data.", "a finite loss", "look for 1/t or 1/(t-r)"
+        )
     if value.requires_grad:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -142,6 +144,8 @@ def wants_labels(loss: Callable[..., Any]) -> bool:
         parameters = inspect.signature(loss).parameters.values()
     except (TypeError, ValueError):
         return False
-    required = [p for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}
+    ]
     named = [p for p in parameters if p.name in {"y", "label", "labels", "c", "cond", "class_labels"}]
     return len(required) > 2 or bool(named and named[0] in list(parameters)[2:3])

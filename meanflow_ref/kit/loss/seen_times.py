@@ -14,7 +14,7 @@ from meanflow_ref.kit.loss.probe import NUM_CLASSES, Setting
 from meanflow_ref.kit.loss.run import run
 from meanflow_ref.kit.loss.solve import layout_of
 
-SEEDS = 24
+SEEDS = 16
 # A right share is called wrong with at most this probability (exact binomial, two-sided).
 FALSE_ALARM = 1e-7
 
@@ -109,7 +109,9 @@ def _masks(out: Judgement, rs: list[Tensor], ts: list[Tensor], ys: list[Any], wh
     if int(null.sum()) < 20 or int((~null).sum()) < 20 or not 0 < float(equal.double().mean()) < 1:
         return
     p_null, p_class = float(equal[null].double().mean()), float(equal[~null].double().mean())
-    bound = math.sqrt(math.log(4 / FALSE_ALARM) / 2) * (1 / math.sqrt(int(null.sum())) + 1 / math.sqrt(int((~null).sum())))
-    if abs(p_null - p_class) > bound or p_null in {0.0, 1.0} and abs(p_null - p_class) > bound / 2:
+    bound = math.sqrt(math.log(4 / FALSE_ALARM) / 2) * (
+        1 / math.sqrt(int(null.sum())) + 1 / math.sqrt(int((~null).sum()))
+    )
+    if abs(p_null - p_class) > bound or (p_null in {0.0, 1.0} and abs(p_null - p_class) > bound / 2):
         out.find("times mix", "MASKS_CORRELATED", f"r = t in {100 * p_null:.0f} % of the rows without a label, "
                  f"{100 * p_class:.0f} % of the others", "independent draws", where)  # fmt: skip

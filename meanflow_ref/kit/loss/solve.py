@@ -183,7 +183,8 @@ def _scalars(g1: Tensor, g2: Tensor, difference: Tensor) -> Tensor:
     n1, n2 = g1.norm(dim=1, keepdim=True).clamp_min(1e-300), g2.norm(dim=1, keepdim=True).clamp_min(1e-300)
     matrix = torch.stack([g1 / n1, -g2 / n2], dim=2)
     solution = torch.linalg.lstsq(matrix, difference[:, :, None]).solution[:, :, 0]
-    return solution / torch.cat([n1, n2], dim=1)
+    scalars: Tensor = solution / torch.cat([n1, n2], dim=1)
+    return scalars
 
 
 def _bisect(layout: Layout, at: object, size: int) -> Solved:

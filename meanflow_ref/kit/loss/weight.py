@@ -45,7 +45,7 @@ class WeightFit:
     reduction: str
 
 
-def fit_weight(measured: Measured) -> WeightFit:
+def fit_weight(measured: Measured) -> WeightFit:  # noqa: PLR0911
     """Sample the law and name it."""
     if measured.bisected:
         detached = _is_detached(measured, 1.0)

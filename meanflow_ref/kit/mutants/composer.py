@@ -80,7 +80,8 @@ class Recipe:
     @property
     def spec(self) -> str:
         """The call as the check is told."""
-        return f"{self.call}, y" if self.guided else self.call
+        label = ", y=y" if "=" in self.call else ", y"
+        return self.call + label if self.guided else self.call
 
     @property
     def guided(self) -> bool:
@@ -105,13 +106,23 @@ def draw_recipe(seed: int) -> Recipe:
     bug = rng.choice(["", *BUGS]) if rng.random() < 0.8 else ""
     guided = bug in _GUIDED or (bug == "" and rng.random() < 0.25)
     metric = rng.choice(METRICS)
-    if bug in {"squared twice", "weight per element", "weight attached", "weight over the batch", "weight's power negated"}:
+    if bug in {
+        "squared twice",
+        "weight per element",
+        "weight attached",
+        "weight over the batch",
+        "weight's power negated",
+    }:
         metric = "adaptive"
     path = rng.choice(PATHS)
     if bug in {"velocity of another path", "prediction detached"} or guided:
         path = "linear"
+    engine = rng.choice(ENGINES)
+    if bug == "target attached" and engine == "two_pass":
+        # A derivative without a graph is detached, whatever stands behind it.
+        engine = "func"
     return Recipe(
-        path=path, engine=rng.choice(ENGINES), call=rng.choice(CALLS), reduction=rng.choice(REDUCTIONS), metric=metric,
+        path=path, engine=engine, call=rng.choice(CALLS), reduction=rng.choice(REDUCTIONS), metric=metric,
         power=rng.choice([0.5, 0.75, 1.0]), eps=rng.choice([1e-3, 1e-2]), omega=rng.choice([1.5, 2.0, 3.0]) if guided else 1.0,
         kappa=0.0 if bug == "null branch has the label" else 0.5 if bug == "kappa missing" else rng.choice([0.0, 0.5]),
         equal=rng.choice([0.25, 0.5, 0.75]), time_shape=rng.choice(TIMES), numpy_times=rng.random() < 0.3,
@@ -174,32 +185,31 @@ def _network(recipe: Recipe, net: Any, event: int, labels: Tensor | None) -> Cal
         r, t = shape(r), shape(t)
         extra = () if y is None else (y,)
         if recipe.call == "z, r, t":
-            return net(z, r, t, *extra)  # type: ignore[no-any-return]
+            return net(z, r, t, *extra)
         if recipe.call == "z, t, r":
-            return net(z, t, r, *extra)  # type: ignore[no-any-return]
+            return net(z, t, r, *extra)
         if recipe.call == "z, t, h":
-            return net(z, t, t - r, *extra)  # type: ignore[no-any-return]
+            return net(z, t, t - r, *extra)
         if recipe.call == "z, t, -h":
-            return net(z, t, r - t, *extra)  # type: ignore[no-any-return]
+            return net(z, t, r - t, *extra)
         if recipe.call == "z, (t, h)":
-            return net(z, (t, t - r), *extra)  # type: ignore[no-any-return]
-        # A label after keywords is not Python: it goes first.
-        return net(x=z, start=r, end=t, **({"y": y} if y is not None else {}))  # type: ignore[no-any-return]
+            return net(z, (t, t - r), *extra)
+        return net(x=z, start=r, end=t, **({"y": y} if y is not None else {}))
 
     return u
 
 
 def _derivative(engine: str, u: Callable[..., Tensor], primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     if engine == "func":
-        return torch.func.jvp(u, primals, tangents)
+        return torch.func.jvp(u, primals, tangents)  # type: ignore[return-value]
     if engine == "two_pass":
         with torch.no_grad():
-            _, d = torch.func.jvp(u, primals, tangents)
+            d = torch.func.jvp(u, primals, tangents)[1]
         return u(*primals), d
     if engine == "double_backward":
-        return torch.autograd.functional.jvp(u, primals, tangents, create_graph=True)  # type: ignore[no-any-return,no-untyped-call]
+        return torch.autograd.functional.jvp(u, primals, tangents, create_graph=True)  # type: ignore[no-untyped-call]
     if engine == "forward_ad":
-        import torch.autograd.forward_ad as ad
+        ad: Any = torch.autograd.forward_ad
 
         with ad.dual_level():
             out = ad.unpack_dual(u(*(ad.make_dual(p, d) for p, d in zip(primals, tangents, strict=True))))

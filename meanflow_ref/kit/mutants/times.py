@@ -18,6 +18,11 @@ UNIFORM = UniformPair(equal=0.5)
 Pair = tuple[Tensor, Tensor]
 
 
+def _case(title: str, target: Callable[..., Any], name: str | None = None, note: bool = False, **options: Any) -> Case:
+    """A case against the paper's law, unless another is given."""
+    return Case(title, target, name, {"law": PAPER, **options}, note)
+
+
 def _sorted_pair(n: int, mean: float = -0.4, std: float = 1.0) -> Pair:
     draws = torch.sigmoid(mean + std * torch.randn(n, 2))
     return draws.amin(1), draws.amax(1)
@@ -103,23 +108,23 @@ def rejected(n: int) -> Pair:
 
 
 MUTANTS = (
-    Case("share inverted", _logit_normal(0.25), "RATIO_INVERTED"),
-    Case("share 0.7 for 0.75", _logit_normal(0.70), "RATIO_MISMATCH"),
-    Case("mask applied before sorting", mask_before_sorting, "RATIO_MISMATCH"),
-    Case("always r = t", _logit_normal(1.0), "NEVER_R_NEQ_T"),
-    Case("unsorted", unsorted, "R_GREATER_THAN_T"),
-    Case("returned as (t, r)", lambda n: _logit_normal(0.75)(n)[::-1], "R_GREATER_THAN_T"),
-    Case("randn", normal_times, "TIMES_OUT_OF_RANGE"),
-    Case("times in [0, 1000]", scaled, "TIMES_OUT_OF_RANGE"),
-    Case("a coin a batch", coin_per_batch, "PER_BATCH_COIN"),
-    Case("a time a batch", time_per_batch, "PER_BATCH_COIN"),
-    Case("both masks by index", masks_by_index, "MASKS_CORRELATED", {"returns": "r, t, y", "null_label": 10}),
-    Case("r uniform below t", below_t, "LAW_MISMATCH"),
-    Case("sign of the mean", _logit_normal(0.75, mean=0.4), "LAW_MISMATCH"),
-    Case("deviation 1.2 for 1", _logit_normal(0.75, std=1.2), "LAW_MISMATCH"),
-    Case("uniform for logit-normal", uniform_times, "LAW_MISMATCH"),
-    Case("the same batch always", frozen_batch, "LAW_MISMATCH"),
-    Case("short intervals thrown out", rejected, "LAW_MISMATCH"),
+    _case("share inverted", _logit_normal(0.25), "RATIO_INVERTED"),
+    _case("share 0.7 for 0.75", _logit_normal(0.70), "RATIO_MISMATCH"),
+    _case("mask applied before sorting", mask_before_sorting, "RATIO_MISMATCH"),
+    _case("always r = t", _logit_normal(1.0), "NEVER_R_NEQ_T"),
+    _case("unsorted", unsorted, "R_GREATER_THAN_T"),
+    _case("returned as (t, r)", lambda n: _logit_normal(0.75)(n)[::-1], "R_GREATER_THAN_T"),
+    _case("randn", normal_times, "TIMES_OUT_OF_RANGE"),
+    _case("times in [0, 1000]", scaled, "TIMES_OUT_OF_RANGE"),
+    _case("a coin a batch", coin_per_batch, "PER_BATCH_COIN"),
+    _case("a time a batch", time_per_batch, "PER_BATCH_COIN"),
+    _case("both masks by index", masks_by_index, "MASKS_CORRELATED", returns="r, t, y", null_label=10),
+    _case("r uniform below t", below_t, "LAW_MISMATCH"),
+    _case("sign of the mean", _logit_normal(0.75, mean=0.4), "LAW_MISMATCH"),
+    _case("deviation 1.2 for 1", _logit_normal(0.75, std=1.2), "LAW_MISMATCH"),
+    _case("uniform for logit-normal", uniform_times, "LAW_MISMATCH"),
+    _case("the same batch always", frozen_batch, "LAW_MISMATCH"),
+    _case("short intervals thrown out", rejected, "LAW_MISMATCH"),
 )
 
 
@@ -199,19 +204,19 @@ def beta_cdf(x: Any) -> Any:
 
 
 CORRECT = (
-    Case("a coin a row", _logit_normal(0.75)),
-    Case("exact share", exact_share),
-    Case("the library's own", lambda n: PAPER.sample(n, torch.default_generator)),
-    Case("numpy", numpy_pair),
-    Case("(n, 1)", column_pair),
-    Case("bfloat16", lambda n: tuple(x.bfloat16() for x in _logit_normal(0.75)(n))),
-    Case("(t, r)", lambda n: _logit_normal(0.75)(n)[::-1], options={"returns": "t, r"}),
-    Case("(t, h)", duration, options={"returns": "t, h"}),
-    Case("noise at t = 0", backward, options={"data_at_one": True}),
-    Case("stratified uniform", stratified, options={"law": UNIFORM}),
-    Case("independent masks", independent_masks, options={"returns": "r, t, y", "null_label": 10}),
-    Case("a law of one's own", sharp_beta, options={"law": (beta_cdf, 0.0)}),
-    Case("r = t by index", first_rows, "MASKS_CORRELATED", note=True),
-    Case("one draw where r = t", single_for_equal, "LAW_MISMATCH", note=True),
-    Case("never r = t, no law stated", _sorted_pair, "NEVER_R_EQ_T", {"law": None}, note=True),
+    _case("a coin a row", _logit_normal(0.75)),
+    _case("exact share", exact_share),
+    _case("the library's own", lambda n: PAPER.sample(n, torch.default_generator)),
+    _case("numpy", numpy_pair),
+    _case("(n, 1)", column_pair),
+    _case("bfloat16", lambda n: tuple(x.bfloat16() for x in _logit_normal(0.75)(n))),
+    _case("(t, r)", lambda n: _logit_normal(0.75)(n)[::-1], returns="t, r"),
+    _case("(t, h)", duration, returns="t, h"),
+    _case("noise at t = 0", backward, data_at_one=True),
+    _case("stratified uniform", stratified, law=UNIFORM),
+    _case("independent masks", independent_masks, returns="r, t, y", null_label=10),
+    _case("a law of one's own", sharp_beta, law=(beta_cdf, 0.0)),
+    _case("r = t by index", first_rows, "MASKS_CORRELATED", note=True),
+    _case("one draw where r = t", single_for_equal, "LAW_MISMATCH", note=True),
+    _case("never r = t, no law stated", _sorted_pair, "NEVER_R_EQ_T", note=True, law=None),
 )

@@ -28,7 +28,7 @@ def _safe(value: Any) -> Any:
 def counts(reports: Sequence[Report]) -> dict[str, int]:
     """Checks run, passed, failed, noted and skipped."""
     statuses = [check.status for report in reports for check in report.checks]
-    result = {name: statuses.count(name) for name in ("passed", "failed", "noted", "skipped")}  # type: ignore[arg-type]
+    result = {name: statuses.count(name) for name in ("passed", "failed", "noted", "skipped")}
     return {"run": len(statuses) - result["skipped"], **result}
 
 
@@ -90,11 +90,17 @@ def to_junit(reports: Sequence[Report]) -> str:
         for key, value in {"oracle": report.oracle, "verdict": report.verdict, "formula": report.formula}.items():
             ElementTree.SubElement(properties, "property", name=key, value=str(value))
         for check in report.checks:
-            case = ElementTree.SubElement(suite, "testcase", classname=f"{report.kind}.{report.target}", name=check.name)
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=f"{report.kind}.{report.target}", name=check.name
+            )
             _junit_status(case, check, report)
         if report.verdict == "inconclusive":
-            case = ElementTree.SubElement(suite, "testcase", classname=f"{report.kind}.{report.target}", name="conclusive")
-            ElementTree.SubElement(case, "error", message="INCONCLUSIVE").text = "\n".join(map(explained, report.diagnoses))
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=f"{report.kind}.{report.target}", name="conclusive"
+            )
+            ElementTree.SubElement(case, "error", message="INCONCLUSIVE").text = "\n".join(
+                map(explained, report.diagnoses)
+            )
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -126,8 +132,16 @@ def to_markdown(reports: Sequence[Report]) -> str:
             *(f"| {c.name} | {c.status} | {_cell(c.detail)} |" for c in report.checks), "",
         ]  # fmt: skip
         for d in report.diagnoses:
-            lines += [f"**{d.name}** ({d.severity}){f' at `{d.where}`' if d.where else ''}: {d.observed}; expected {d.expected}.", ""]
-            lines += [line for title, text in (("Cause", d.cause), ("Effect", d.effect)) if text for line in (f"*{title}.* {text}", "")]
+            lines += [
+                f"**{d.name}** ({d.severity}){f' at `{d.where}`' if d.where else ''}: {d.observed}; expected {d.expected}.",
+                "",
+            ]
+            lines += [
+                line
+                for title, text in (("Cause", d.cause), ("Effect", d.effect))
+                if text
+                for line in (f"*{title}.* {text}", "")
+            ]
             lines += ["```python", d.remedy, "```", ""] if d.remedy else []
         if report.measured:
             lines += ["<details><summary>measured</summary>", "", "| quantity | value |", "|---|---|"]
@@ -151,9 +165,11 @@ def to_github(reports: Sequence[Report]) -> str:
             file, _, line = d.where.rpartition(":")
             place = f"file={_escape(file, True)},line={line}," if file and line.isdigit() else ""
             lines.append(f"::{level} {place}title={_escape('meanflow-ref ' + d.name, True)}::{_escape(explained(d))}")
-        for check in report.checks:
-            if check.status == "failed" and not any(d.observed == check.detail for d in report.diagnoses):
-                lines.append(f"::error title={_escape('meanflow-ref ' + check.name, True)}::{_escape(check.detail)}")
+        lines += [
+            f"::error title={_escape('meanflow-ref ' + check.name, True)}::{_escape(check.detail)}"
+            for check in report.checks
+            if check.status == "failed" and not any(d.observed == check.detail for d in report.diagnoses)
+        ]
         lines.append(f"meanflow-ref: {report.target} is {report.verdict}")
     return "\n".join(lines) + "\n"
 
