@@ -119,6 +119,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     last = max(line["step"] for line in log)
     print(f"band `{options.band}`: {band['seeds']} seeds, {band['steps']} steps; the log has {last}")
+    if last > band["steps"]:
+        print(f"  the reference runs end at step {band['steps']}, their learning rate too: --steps {band['steps']}")
     for name in dict.fromkeys(row[0] for row in rows):
         mine = [row for row in rows if row[0] == name]
         outside = [row for row in mine if not row[5]]
@@ -152,7 +154,10 @@ def make_bands(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         raise ParameterError(f"--seeds is {options.seeds}.", "at least 2", "")
-    changes = {} if options.steps is None else {"steps": options.steps}
+    # Points and samples are for the verdict, which a band has little use for.
+    changes: dict[str, Any] = {"points": 256, "samples": 500} | (
+        {} if options.steps is None else {"steps": options.steps}
+    )
     config = preset(options.preset, checkpoint_every=0, **changes)
     logs, summaries = [], []
     for seed in range(options.seeds):
