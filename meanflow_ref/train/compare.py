@@ -162,9 +162,12 @@ def make_bands(arguments: Sequence[str]) -> int:
     logs, summaries = [], []
     for seed in range(options.seeds):
         out = options.out / f"{options.preset}-{seed}"
-        summaries.append(
-            run(preset(options.preset, seed=seed, out=out, overwrite=True, checkpoint_every=0, **changes), Console())
-        )
+        one = preset(options.preset, seed=seed, out=out, overwrite=True, checkpoint_every=0, **changes)
+        summary = run(one, Console())
+        if summary["status"] != "done":
+            print(f"{summary['status']} at seed {seed}: no band is written")
+            return 130 if summary["status"] == "interrupted" else 0
+        summaries.append(summary)
         logs.append(read_log(out / LOG))
     about = {"preset": options.preset, "config": config.to_dict(), "verdicts": [_short(s) for s in summaries]}
     target = options.band or options.out / f"{options.preset}.json"
