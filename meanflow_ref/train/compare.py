@@ -119,6 +119,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     last = max(line["step"] for line in log)
     print(f"band `{options.band}`: {band['seeds']} seeds, {band['steps']} steps; the log has {last}")
+    if last > band["steps"]:
+        print(f"  the reference runs end at step {band['steps']}, their learning rate too: --steps {band['steps']}")
     for name in dict.fromkeys(row[0] for row in rows):
         mine = [row for row in rows if row[0] == name]
         outside = [row for row in mine if not row[5]]
@@ -152,14 +154,20 @@ def make_bands(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         raise ParameterError(f"--seeds is {options.seeds}.", "at least 2", "")
-    changes = {} if options.steps is None else {"steps": options.steps}
+    # Points and samples are for the verdict, which a band has little use for.
+    changes: dict[str, Any] = {"points": 256, "samples": 500} | (
+        {} if options.steps is None else {"steps": options.steps}
+    )
     config = preset(options.preset, checkpoint_every=0, **changes)
     logs, summaries = [], []
     for seed in range(options.seeds):
         out = options.out / f"{options.preset}-{seed}"
-        summaries.append(
-            run(preset(options.preset, seed=seed, out=out, overwrite=True, checkpoint_every=0, **changes), Console())
-        )
+        one = preset(options.preset, seed=seed, out=out, overwrite=True, checkpoint_every=0, **changes)
+        summary = run(one, Console())
+        if summary["status"] != "done":
+            print(f"{summary['status']} at seed {seed}: no band is written")
+            return 130 if summary["status"] == "interrupted" else 0
+        summaries.append(summary)
         logs.append(read_log(out / LOG))
     about = {"preset": options.preset, "config": config.to_dict(), "verdicts": [_short(s) for s in summaries]}
     target = options.band or options.out / f"{options.preset}.json"

@@ -28,8 +28,7 @@ _SPECTRUM, _DRAWS = 1000, 20_000
 
 def distance_kernel(a: Tensor, b: Tensor) -> Tensor:
     """``-|x - y|``; its discrepancy is the energy distance."""
-    # Without the matrix-product shortcut, which loses half the digits of small distances.
-    return -torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return -torch.cdist(a, b)
 
 
 @dataclass(frozen=True)
@@ -49,25 +48,38 @@ def median_kernel(data: Tensor) -> GaussianKernel:
     return GaussianKernel(float(torch.pdist(few).median()))
 
 
-def discrepancy(a: Tensor, b: Tensor, kernel: Kernel = distance_kernel) -> Estimate:
+def discrepancy(a: Tensor, b: Tensor, kernel: Kernel = distance_kernel, *, within_b: Tensor | None = None) -> Estimate:
     """Unbiased ``E k(a,a') + E k(b,b') - 2 E k(a,b)`` of samples ``(n, d)`` and ``(m, d)``, with its 95 % interval.
 
     The interval is the first-order one, from each point's influence; between two samples of one law, where that
     vanishes, it is too narrow and the floor is what to compare with.
+
+    Args:
+        a: One sample.
+        b: The other.
+        kernel: The kernel.
+        within_b: :func:`within` of ``b``, where several samples are compared with it.
+
     """
     n, m = a.shape[0], b.shape[0]
     if min(n, m) < 2:
         raise ParameterError(f"samples of {n} and {m} points.", "at least 2 points each")
     a, b = a.double(), b.double()
-    aa, bb, ab, ba = _row_sums(a, a, kernel), _row_sums(b, b, kernel), _row_sums(a, b, kernel), _row_sums(b, a, kernel)
-    # Without each point's pair with itself, which both kernels give one value everywhere.
-    own = kernel(a[:1], a[:1])[0, 0]
-    aa, bb = (aa - own) / (n - 1), (bb - own) / (m - 1)
+    aa, bb = within(a, kernel), within(b, kernel) if within_b is None else within_b
+    ab, ba = _sums(a, b, kernel)
     ab, ba = ab / m, ba / n
     value = float(aa.mean() + bb.mean() - ab.mean() - ba.mean())
     spread = (2 * (aa - ab)).var() / n + (2 * (bb - ba)).var() / m
     half = _Z95 * float(spread) ** 0.5
     return Estimate(value, value - half, value + half)
+
+
+def within(a: Tensor, kernel: Kernel = distance_kernel) -> Tensor:
+    """Mean kernel of each point with the others of its sample, ``(n,)``."""
+    a = a.double()
+    # Without each point's pair with itself, which both kernels give one value everywhere.
+    own = kernel(a[:1], a[:1])[0, 0]
+    return (_sums(a, a, kernel)[0] - own) / (a.shape[0] - 1)
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
@@ -99,6 +111,11 @@ def perfect_floor(
     return float(draws.quantile(quantile))
 
 
-def _row_sums(a: Tensor, b: Tensor, kernel: Kernel) -> Tensor:
-    """Sum of each row of the kernel matrix."""
-    return torch.cat([kernel(a[i : i + _ROWS], b).sum(1) for i in range(0, a.shape[0], _ROWS)])
+def _sums(a: Tensor, b: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Sums of the rows and of the columns of the kernel matrix."""
+    rows, columns = [], torch.zeros(b.shape[0], dtype=b.dtype)
+    for i in range(0, a.shape[0], _ROWS):
+        part = kernel(a[i : i + _ROWS], b)
+        rows.append(part.sum(1))
+        columns += part.sum(0)
+    return torch.cat(rows), columns

@@ -14,7 +14,7 @@ from meanflow_ref.fields import AbstractDataField
 from meanflow_ref.sampling import sample
 from meanflow_ref.train.config import Config
 from meanflow_ref.train.data import AbstractSource
-from meanflow_ref.train.distances import Kernel, discrepancy, distance_kernel, median_kernel, perfect_floor
+from meanflow_ref.train.distances import Kernel, discrepancy, distance_kernel, median_kernel, perfect_floor, within
 from meanflow_ref.train.metrics import Points, estimate, euler, squared_errors, wasserstein_1d
 from meanflow_ref.train.objective import times_of
 from meanflow_ref.train.random import generator
@@ -74,9 +74,12 @@ def sample_numbers(judged: Judged, config: Config) -> Numbers:
     for name, kernel in kernels.items():
         fresh = generator(config.seed, "judge", "floor", name)
         numbers["floor"][name] = perfect_floor(data, len(data), fresh, kernel=kernel, quantile=config.quantile)
+    own = {name: within(data, kernel) for name, kernel in kernels.items()}
     for how, samples in judged.samples.items():
         flat = samples.flatten(1)
-        way: Numbers = {name: discrepancy(flat, data, kernel).to_dict() for name, kernel in kernels.items()}
+        way: Numbers = {
+            name: discrepancy(flat, data, kernel, within_b=own[name]).to_dict() for name, kernel in kernels.items()
+        }
         if data.shape[1] == 1:
             way["wasserstein2"] = wasserstein_1d(flat, data)
         numbers["ways"][how] = way

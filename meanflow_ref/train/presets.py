@@ -79,7 +79,7 @@ PRESETS: dict[str, tuple[Config, str]] = {
             data="checkerboard",
             velocity="marginal",
             equal=0.25,
-            steps=3000,
+            steps=2000,
             batch=512,
             # Near an edge of a square the velocity is stiff, and the truth takes a second for every 30 points.
             points=256,

@@ -100,7 +100,7 @@ class Run:
         head = {"status": status, "steps": self.state.step, "seconds": seconds, "resumed_at": begun}
         return head | {"parameters": self.parameters, "device": str(self.ranks.device), "ranks": self.ranks.world}
 
-    def judge(self, head: dict[str, Any]) -> dict[str, Any]:
+    def verdict(self, head: dict[str, Any]) -> dict[str, Any]:
         """The verdict on what :meth:`train` reached, written as the summary; the first rank's affair."""
         assert self.referee is not None
         assert self.average is not None
@@ -200,7 +200,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         work = Run(config, ranks)
         head = work.train(console)
     # The other ranks have gone by now: judging takes its time, and nobody waits for it.
-    return work.judge(head) if ranks.first and head["status"] != "terminated" else head
+    return work.verdict(head) if ranks.first and head["status"] != "terminated" else head
 
 
 def clear(out: Path) -> None:

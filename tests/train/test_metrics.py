@@ -71,7 +71,8 @@ def test_the_floor_is_the_loss_of_the_exact_network(generator: torch.Generator) 
 
 
 def test_the_floor_by_ode_is_the_floor_by_closed_form(generator: torch.Generator) -> None:
-    axis = GaussianMixture(*(torch.tensor(row, dtype=torch.float64) for row in ([0.5, 0.5], [-1.0, 1.0], [0.5, 0.5])))
+    weights, means, stds = torch.tensor([[0.5, 0.5], [-1.0, 1.0], [0.5, 0.5]], dtype=torch.float64)
+    axis = GaussianMixture(weights, means, stds)
     same = Product((axis, axis))
     corners = torch.tensor([(a, b) for a in (-1.0, 1.0) for b in (-1.0, 1.0)], dtype=torch.float64)
     quarter = torch.full((4,), 0.25, dtype=torch.float64)
@@ -143,7 +144,7 @@ def test_perfect_samples_exceed_the_floor_as_rarely_as_it_says(mmd: bool, genera
     field, n = ring(8, 2.0, 0.3), 60
     perfect = field.sample_data(1000, generator)
     kernel = {"kernel": median_kernel(perfect)} if mmd else {}
-    floor = perfect_floor(perfect, n, generator, quantile=0.9, **kernel)  # type: ignore[arg-type]
+    floor = perfect_floor(perfect, n, generator, quantile=0.9, **kernel)
     kernels = (median_kernel(perfect),) if mmd else ()
     repeats = (
         discrepancy(field.sample_data(n, generator), field.sample_data(n, generator), *kernels) for _ in range(400)
