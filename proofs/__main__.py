@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Writing renews both pages: the ledger's rows name theorems.
     after = [] if options.names else [_check_losses]
     after += [_check_claims] if options.write else []
-    return max([_check(options), *(check(options) for check in after)])
+    return next((code for check in (_check, *after) if (code := check(options))), 0)
 
 
 def _listing(options: argparse.Namespace) -> list[str]:
