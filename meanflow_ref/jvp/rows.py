@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from meanflow_ref._typing import JvpBackend
 
-# Share of rows with r != t above which two calls are no gain. Measured (benchmarks/README.md): over a flow-matching
-# step one call costs 1.40 to 1.45, two calls 1.05 to 1.12 plus 0.34 to 0.40 times the share.
-PAYS_BELOW = 0.75
-# A call's overhead is that of a few hundred small kernels; below so many numbers a step is nothing else.
-PAYS_FROM = 1 << 14
+# Measured (benchmarks/results/cpu-2core): with r != t on 25 % of the rows two calls cost 1.22 and 1.29 flow-matching
+# steps on a perceptron and a transformer where one call costs 1.47 and 1.52, on 75 % they gain nothing. On a batch of 4
+# they lose at any share: a call on one row is slow for its size. The crossing lies between; half is the cautious side.
+PAYS_BELOW = 0.5
+PAYS_FROM_ROWS = 8
+# Below so many numbers a step is nothing but the overhead of its operations, which a second call doubles.
+PAYS_FROM_NUMBERS = 1 << 12
 
 
 def rows_pay(net: Callable[..., Any], z: Tensor, moving: Tensor) -> bool:
@@ -28,15 +30,14 @@ def rows_pay(net: Callable[..., Any], z: Tensor, moving: Tensor) -> bool:
     one forward pass before a backward pass (DistributedDataParallel), and under ``torch.compile``, whose graph would
     depend on the data.
     """
-    if torch.compiler.is_compiling() or z.numel() < PAYS_FROM:
+    if torch.compiler.is_compiling() or len(z) < PAYS_FROM_ROWS or z.numel() < PAYS_FROM_NUMBERS:
         return False
     net = getattr(net, "net", net)
     if isinstance(net, nn.parallel.DistributedDataParallel):
         return False
     if isinstance(net, nn.Module) and any(_couples_rows(module) for module in net.modules()):
         return False
-    share = float(moving.float().mean())
-    return share <= PAYS_BELOW
+    return float(moving.float().mean()) <= PAYS_BELOW
 
 
 def _couples_rows(module: nn.Module) -> bool:

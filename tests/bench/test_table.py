@@ -60,9 +60,10 @@ def test_finding_is_silent_without_its_method() -> None:
 
 
 def test_record_reads_back(rows: list[Row], tmp_path: Path) -> None:
-    record, table = save(rows, tmp_path / "results" / "here")
+    record, table, plot = save(rows, tmp_path / "results" / "here")
     content = json.loads(record.read_text())
     assert content["environment"]["threads"] == 1
     assert [row["method"] for row in content["rows"]] == list(METHODS)
     assert content["rows"][1]["passes"] == {"primal": 1.0, "tangent": 1.0, "backward": 2.0}
     assert to_markdown(rows) in table.read_text()
+    assert "stopgrad" in plot.read_text()

@@ -123,8 +123,8 @@ def test_the_command_that_cannot_run(fork: Path, capsys: pytest.CaptureFixture[s
 def test_configuration(fork: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = fork / "pyproject.toml"
     path.write_text(
-        '[tool.meanflow-ref]\noracle = "1"\n[[tool.meanflow-ref.loss]]\n'
-        'target = "fork_losses:wrong"\ncall = "z, r, t"\n'
+        '[tool.meanflow-ref]\noracle = "1"\n[[tool.meanflow-ref.loss]]\ntarget = "fork_losses:wrong"\n'
+        'call = "z, r, t"\n'
         'xfail = { R_AND_T_SWAPPED = "on purpose" }\n'
     )
     assert read_config(fork)[0].xfail == {"R_AND_T_SWAPPED": "on purpose"}

@@ -32,6 +32,7 @@ from meanflow_ref.errors import MeanFlowError
 from meanflow_ref.kit.prove.errors import LossError, NotExactError
 from meanflow_ref.kit.prove.network import OpaqueNetwork
 from meanflow_ref.kit.prove.scale import Scale
+from meanflow_ref.objectives import meanflow  # noqa: F401  # a loss that imports it late would do so inside the trace
 
 STATES, TIMES, SCALES = ("x", "eps", "z", "v"), ("r", "t"), ("omega", "kappa")
 LETTERS = (*STATES, *TIMES, "y", *SCALES)

@@ -70,7 +70,7 @@ def sdpa(x: Tensor, project: nn.Module, **options: Any) -> Tensor:
 
 
 def scaled_row(row: Tensor) -> Tensor:
-    return row * row.mean()
+    return row * (1 + row.mean())
 
 
 def in_parts(x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def in_parts(x: Tensor) -> Tensor:
 
 
 def inplace_chain(x: Tensor) -> Tensor:
-    y = x.clone()
+    y = x.clone(memory_format=torch.contiguous_format)
     y[:, 0].mul_(2)
     y.view(-1).add_(1)
     return y
@@ -110,7 +110,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "nn.MultiheadAttention": lambda: Fn(
         lambda x, f: f(x, x, x, need_weights=False)[0], nn.MultiheadAttention(WIDTH, 2, batch_first=True)
     ),
-    "encoder layer": lambda: nn.TransformerEncoderLayer(WIDTH, 2, 16, 0.0, batch_first=True),
+    "encoder layer": lambda: nn.TransformerEncoderLayer(WIDTH, 2, 16, 0.0, "gelu", batch_first=True),
     "chunk and cat": lambda: Fn(lambda x: torch.cat([p.sin() for p in x.chunk(2, -1)][::-1], -1)),
     "gated": lambda: Fn(lambda x, f: F.glu(f(x), -1), nn.Linear(WIDTH, 2 * WIDTH)),
     "gelu": nn.GELU,
@@ -125,7 +125,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "custom function": lambda: Fn(lambda x: SineKernel.apply(x * 2)),  # type: ignore[no-untyped-call]
     "custom function, no rule inside": lambda: Fn(lambda x: SinhInside.apply(x.tanh())),  # type: ignore[no-untyped-call]
     "spectral": lambda: Fn(lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1) * 2j, n=x.shape[1], dim=1)),
-    "einsum": lambda: Fn(lambda x: torch.einsum("bij,bkj,bkl->bil", x, x, x) / x.shape[1]),
+    "einsum": lambda: Fn(lambda x: torch.einsum("bij,bkj,bkl->bil", *[x.tanh()] * 3) / x.shape[1]),
     "recurrent": lambda: Fn(lambda x, f: f(x)[0], nn.GRU(WIDTH, WIDTH, batch_first=True)),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
     "normalised": lambda: Fn(lambda x: F.normalize(x, dim=-1) * x.norm(dim=(1, 2), keepdim=True)),
@@ -133,15 +133,24 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
+# The same functions with the same parameters, for an oracle that refuses the blocks above.
+PLAIN: dict[str, Callable[[], nn.Module]] = {
+    "reentrant checkpoint": lambda: Fn(lambda x, f: f(x), nn.Linear(WIDTH, WIDTH)),
+    "custom function": lambda: Fn(lambda x: (x * 2).sin()),
+    "custom function, no rule inside": lambda: Fn(lambda x: x.tanh().sinh()),
+}
+
+
 class Net(nn.Module):
     """A chain of blocks, with r and t entering by a sum."""
 
-    def __init__(self, names: tuple[str, ...], seed: int = 0) -> None:
+    def __init__(self, names: tuple[str, ...], seed: int = 0, plain: bool = False) -> None:
         super().__init__()
+        blocks = {**BLOCKS, **PLAIN} if plain else BLOCKS
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.time = nn.Linear(2, WIDTH)
-            self.blocks = nn.ModuleList([BLOCKS[name]() for name in names])
+            self.blocks = nn.ModuleList([blocks[name]() for name in names])
             self.last = nn.Linear(WIDTH, WIDTH)
         self.double()
 
@@ -165,13 +174,14 @@ def expect(net: nn.Module, primals: Any, tangents: Any) -> tuple[Tensor, float]:
     try:
         with sdpa_kernel(SDPBackend.MATH):
             _, du_dt = get_backend("func")(net, primals, tangents)
-        return du_dt.detach(), 1e-12
+        # Roundings of 1e-16 times what seven layers can amplify them by.
+        return du_dt.detach(), 1e-11
     except RuntimeError:
         h, (z, r, t), (v, _, one) = 1e-3, primals, tangents
         with torch.no_grad():
             near, far = ((net(z + k * h * v, r, t + k * h * one) - net(z - k * h * v, r, t - k * h * one)) / (2 * k * h)
                          for k in (1, 2))  # fmt: skip
-        return (4 * near - far) / 3, 1e-7  # fourth order: h^4 = 1e-12 times a fifth derivative
+        return (4 * near - far) / 3, 1e-6  # fourth order: h^4 = 1e-12 times a fifth derivative
 
 
 def gradient(u: Tensor, net: nn.Module) -> list[Tensor]:
@@ -181,20 +191,20 @@ def gradient(u: Tensor, net: nn.Module) -> list[Tensor]:
     return [torch.zeros(()) if p.grad is None else p.grad for p in net.parameters()]
 
 
-def check(net: nn.Module, primals: Any, tangents: Any) -> None:
+def check(net: nn.Module, primals: Any, tangents: Any, twin: nn.Module | None = None) -> None:
     u, du_dt = stopgrad_jvp(net, primals, tangents)
     plain = net(*primals)
     assert torch.equal(u, plain), "u is that of a plain forward pass"
     for found, wanted in zip(gradient(u, net), gradient(plain, net), strict=True):
         assert torch.equal(found, wanted) or float((found - wanted).norm()) <= 1e-14 * float(wanted.norm())
-    expected, tolerance = expect(net, primals, tangents)
+    expected, tolerance = expect(net if twin is None else twin, primals, tangents)
     assert not du_dt.requires_grad
     assert float((du_dt - expected).norm()) <= tolerance * (1 + float(expected.norm()))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block(name: str) -> None:
-    check(Net((name,)), *inputs())
+    check(Net((name,)), *inputs(), Net((name,), plain=True))
 
 
 @pytest.mark.parametrize("scenario", SMALL_SCENARIOS)
@@ -207,14 +217,14 @@ def test_models(scenario: str) -> None:
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=2, max_size=5), st.integers(0, 10_000))
 def test_random_networks(names: list[str], seed: int) -> None:
-    check(Net(tuple(names), seed), *inputs())
+    check(Net(tuple(names), seed), *inputs(), Net(tuple(names), seed, plain=True))
 
 
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=7), st.integers(0, 10_000), st.integers(2, 6))
 def test_many_random_networks(names: list[str], seed: int, tokens: int) -> None:
-    check(Net(tuple(names), seed), *inputs(tokens=tokens))
+    check(Net(tuple(names), seed), *inputs(tokens=tokens), Net(tuple(names), seed, plain=True))
 
 
 @pytest.mark.parametrize("inplace", [False, True])
