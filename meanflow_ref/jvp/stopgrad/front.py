@@ -8,6 +8,7 @@ of the backward pass alone.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def stopgrad_jvp(
 
     """
     of_moving, at, along = moving_part(fn, primals, tangents)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         from meanflow_ref.jvp.stopgrad.compiled import pairs_jvp
 
         return pairs_jvp(fn, primals, tangents)
@@ -107,7 +108,7 @@ def _dispatched(
         with ExitStack() as stack:
             stack.enter_context(blame_stopgrad())
             stack.enter_context(_without_fast_path())
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not _recorded():
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_save_alias, _check_alias))
             stack.enter_context(mode)
             stack.enter_context(LeavingTorch(mode.tangents))
@@ -126,6 +127,12 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 # ---------------------------------------------------------------- what autograd keeps
+
+
+def _recorded() -> bool:
+    """Whether ``make_fx`` records this call; it knows tensors, not aliases that are made behind its back."""
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return proxies is not None and proxies.get_proxy_mode() is not None
 
 
 _Saved: TypeAlias = "tuple[Tensor, int, weakref.ref[Tensor]]"

@@ -14,6 +14,7 @@ of a larger network alike.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from meanflow_ref.convention import Convention
 from meanflow_ref.errors import NetworkError
+from meanflow_ref.jvp.stopgrad import register_rule
 from meanflow_ref.kit.prove.errors import MissingAttributeError, NotExactError
 
 NAMESPACE = "meanflow_ref_prove"
@@ -173,6 +175,16 @@ class D2V(_LastJet):
     """``D^2u(p)[a]^T[g]``."""
 
     operation = d2v_op
+
+
+@partial(register_rule, u_op.default)
+def _tangent_of_u(
+    d: Any, op: Any, out: Tensor, z: Tensor, r: Tensor, t: Tensor, y: Tensor, theta: Tensor
+) -> Tensor:
+    """``Du(p)[dp]`` for the stop-gradient JVP, which meets the operation and not the function around it."""
+    point = (z, r, t, theta)
+    du: Tensor = du_op(z, r, t, y, theta, *_filled(tuple(d(x) for x in point), point))
+    return du
 
 
 class OpaqueNetwork(nn.Module):
