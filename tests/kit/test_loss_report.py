@@ -30,11 +30,26 @@ def test_facts_of_the_reference_loss() -> None:
     assert m["call_guessed"] == "z, r, t"
     assert m["weight_power"] == pytest.approx(0.75, abs=1e-3)
     assert m["weight_eps"] == pytest.approx(0.01, rel=1e-3)
-    assert (m["reduction"], m["engine"], m["passes"], m["network_calls"]) == ("sum", "func.jvp", 1, 1)
+    assert (m["reduction"], m["engine"], m["passes"], m["network_calls"]) == ("sum", "stop-gradient JVP", 1, 1)
     assert m["equal_share"] == pytest.approx(0.5, abs=0.12)
     assert m["replay_error"] < 1e-6
     assert m["margin"] > 1e3
     assert [check.name for check in report.checks] == list(LOSS_CHECKS)
+
+
+def library_loss(net: Any, x: Tensor) -> Tensor:
+    """This library's own loss with its default engine, in the hands of a user; r = 0 in every row."""
+    t = torch.rand(len(x), dtype=x.dtype)
+    return meanflow_loss(net, x, torch.randn_like(x), torch.zeros_like(t), t, weight_power=0.0).loss
+
+
+def test_the_stop_gradient_jvp_is_seen_with_its_tangents_and_the_users_line() -> None:
+    report = check_loss(library_loss)
+    assert report.ok
+    assert (report.measured["engine"], report.measured["call_guessed"]) == ("stop-gradient JVP", "z, r, t")
+    wheres = [found.where for found in report.diagnoses if found.where]
+    assert wheres
+    assert all("test_loss_report.py" in where for where in wheres)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from meanflow_ref.jvp.stopgrad.front import require_graph, stopgrad_jvp
+from meanflow_ref.jvp.stopgrad.front import require_graph, seen_tangent, stopgrad_jvp
 from meanflow_ref.jvp.stopgrad.table import register_rule
 
-__all__ = ["register_rule", "require_graph", "stopgrad_jvp"]
+__all__ = ["register_rule", "require_graph", "seen_tangent", "stopgrad_jvp"]

@@ -76,6 +76,15 @@ def stopgrad_jvp(
     return u, du_dt
 
 
+def seen_tangent(x: Tensor) -> Tensor | None:
+    """Tangent of ``x`` as the network sees it inside :func:`stopgrad_jvp`, zeros where it stands still; None outside."""
+    tangents = getattr(_ACTIVE, "tangents", None)
+    if tangents is None:
+        return None
+    tangent: Tensor | None = tangents.get(x)
+    return torch.zeros_like(x) if tangent is None else tangent
+
+
 def require_graph(du_dt: Tensor) -> Tensor:
     """Return ``du_dt`` if an objective can differentiate through it.
 
@@ -98,7 +107,7 @@ def _dispatched(
     # Copies, so that what the network closes over stays a constant even where it is the very tensor that moves here.
     copies = tuple(primal.clone() for primal in at)
     mode = StopGradMode()
-    _ACTIVE.inside = True
+    _ACTIVE.inside, _ACTIVE.tangents = True, mode.tangents
     try:
         for i, (copy, tangent) in enumerate(zip(copies, along, strict=True)):
             mode.tangents.put(copy, tangent.detach())
@@ -116,7 +125,7 @@ def _dispatched(
             du_dt = mode.result(u)
     finally:
         mode.tangents.clear()
-        _ACTIVE.inside = False
+        _ACTIVE.inside, _ACTIVE.tangents = False, None
     if du_dt is not None and any(_share_memory(du_dt, tangent) for tangent in along):
         du_dt = du_dt.clone()
     return u, du_dt

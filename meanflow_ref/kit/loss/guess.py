@@ -212,9 +212,10 @@ def _other(name: str, value: Tensor, t: Tensor | None, tangents: list[Tensor | N
         return "-h"
     # A finite difference's calls are a step away from r = t.
     same, zero = (float((value - other).abs().lt(0.03).double().mean()) for other in (t, torch.zeros_like(t)))
-    if abs(same - zero) > 0.1:
-        return "r" if same > zero else "h"
     tangent = tangents[index] if index < len(tangents) else None
+    # Zero in every row is r = 0 as well as h = 0; a tangent tells them apart.
+    if abs(same - zero) > 0.1 and (zero < 0.99 or tangent is None):
+        return "r" if same > zero else "h"
     if tangent is not None:
         return "h" if float(tangent.abs().median()) > 0.5 else "r"
     if bool((value > t).any()):

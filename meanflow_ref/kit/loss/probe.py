@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 
 from meanflow_ref.convention.grammar import CallSpec, Token
 from meanflow_ref.errors import NetworkError
+from meanflow_ref.jvp.stopgrad import seen_tangent
 from meanflow_ref.kit.loss.stack import user_lines
 
 _FUNCTORCH: Any = torch._C._functorch
@@ -77,8 +78,12 @@ def plain(x: Tensor) -> Tensor:
 
 
 def tangent_of(x: Tensor) -> Tensor | None:
-    """The forward-mode tangent that ``x`` carries, plain."""
-    if not x.is_floating_point() or _FORWARD._current_level < 0:
+    """The tangent that ``x`` carries, by forward mode or by the stop-gradient JVP, plain."""
+    if not x.is_floating_point():
+        return None
+    if (seen := seen_tangent(x)) is not None:
+        return plain(seen)
+    if _FORWARD._current_level < 0:
         return None
     tangent = _FORWARD.unpack_dual(x).tangent
     return None if tangent is None else plain(tangent)
@@ -86,6 +91,8 @@ def tangent_of(x: Tensor) -> Tensor | None:
 
 def derivative_engine(*tensors: Tensor) -> str:
     """Which derivative is being taken around the present call, as far as it shows: ``""`` if none does."""
+    if tensors and seen_tangent(tensors[0]) is not None:
+        return "stop-gradient JVP"
     interpreter = _FUNCTORCH.peek_interpreter_stack()
     if interpreter is not None:
         key = str(interpreter.key()).rsplit(".", 1)[-1].lower()

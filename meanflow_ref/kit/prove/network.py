@@ -178,9 +178,7 @@ class D2V(_LastJet):
 
 
 @partial(register_rule, u_op.default)
-def _tangent_of_u(
-    d: Any, op: Any, out: Tensor, z: Tensor, r: Tensor, t: Tensor, y: Tensor, theta: Tensor
-) -> Tensor:
+def _tangent_of_u(d: Any, op: Any, out: Tensor, z: Tensor, r: Tensor, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
     """``Du(p)[dp]`` for the stop-gradient JVP, which meets the operation and not the function around it."""
     point = (z, r, t, theta)
     du: Tensor = du_op(z, r, t, y, theta, *_filled(tuple(d(x) for x in point), point))
