@@ -77,7 +77,7 @@ def stopgrad_jvp(
 
 
 def seen_tangent(x: Tensor) -> Tensor | None:
-    """Tangent of ``x`` as the network sees it inside :func:`stopgrad_jvp`, zeros where it stands still; None outside."""
+    """Tangent of ``x`` as the network sees it inside :func:`stopgrad_jvp`, zeros where still; None outside."""
     tangents = getattr(_ACTIVE, "tangents", None)
     if tangents is None:
         return None
