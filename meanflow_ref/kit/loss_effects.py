@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from meanflow_ref.errors import MeanFlowError, ParameterError
+from meanflow_ref.fields.mixture import GaussianMixture
 from meanflow_ref.files import write_atomic
 from meanflow_ref.kit.calling import seeded
 from meanflow_ref.kit.catalogue.loss_effects import FILE
@@ -23,10 +24,16 @@ from meanflow_ref.kit.mutants import losses
 from meanflow_ref.kit.mutants.composer import Recipe
 from meanflow_ref.models.mlp import MLP
 from meanflow_ref.truth import average_velocity
-from meanflow_ref.verify.problems import planar_mixture
 
 STEPS, BATCH, RATE, WIDTH = 1000, 256, 3e-3, 48
 Loss = Callable[[Any, Tensor], Any]
+
+
+def planar_mixture() -> GaussianMixture:
+    """Four unequal modes in the plane: v is exact, u by the ODE."""
+    means = torch.tensor([[-1.2, 0.3], [0.8, 1.1], [0.2, -1.4], [1.6, -0.5]], dtype=torch.float64)
+    weights, stds = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.5, 0.4, 0.6]], dtype=torch.float64)
+    return GaussianMixture(weights, means, stds)
 
 
 class OnEvents(nn.Module):
