@@ -50,13 +50,6 @@ class OnEvents(nn.Module):
         return u.reshape(z.shape)
 
 
-def planar_mixture() -> GaussianMixture:
-    """Four unequal modes in the plane: v is exact, u needs the ODE."""
-    means = torch.tensor([[-1.2, 0.3], [0.8, 1.1], [0.2, -1.4], [1.6, -0.5]], dtype=torch.float64)
-    weights, stds = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.5, 0.4, 0.6]], dtype=torch.float64)
-    return GaussianMixture(weights, means, stds)
-
-
 @cache
 def _truth() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     field = planar_mixture()
