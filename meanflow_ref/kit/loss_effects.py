@@ -29,6 +29,13 @@ STEPS, BATCH, RATE, WIDTH = 1000, 256, 3e-3, 48
 Loss = Callable[[Any, Tensor], Any]
 
 
+def planar_mixture() -> GaussianMixture:
+    """Four unequal modes in the plane: v is exact, u by the ODE."""
+    means = torch.tensor([[-1.2, 0.3], [0.8, 1.1], [0.2, -1.4], [1.6, -0.5]], dtype=torch.float64)
+    weights, stds = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.5, 0.4, 0.6]], dtype=torch.float64)
+    return GaussianMixture(weights, means, stds)
+
+
 class OnEvents(nn.Module):
     """A small network on data of shape (1, 1, 2), since losses in the style of image code want channels."""
 
@@ -41,13 +48,6 @@ class OnEvents(nn.Module):
         """``u``, of ``z``'s shape."""
         u: Tensor = self.dropout(self.net(z.flatten(1), r.reshape(-1), t.reshape(-1)))
         return u.reshape(z.shape)
-
-
-def planar_mixture() -> GaussianMixture:
-    """Four unequal modes in the plane: v is exact, u needs the ODE."""
-    means = torch.tensor([[-1.2, 0.3], [0.8, 1.1], [0.2, -1.4], [1.6, -0.5]], dtype=torch.float64)
-    weights, stds = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.5, 0.4, 0.6]], dtype=torch.float64)
-    return GaussianMixture(weights, means, stds)
 
 
 @cache
