@@ -112,7 +112,7 @@ def require_shardable(config: Config) -> None:
         raise ParameterError(
             "--parallel fsdp with --jvp double_backward: sharded weights are gone before its second pass.",
             "a forward-mode backend",
-            "--jvp func --two-pass",
+            "--jvp stopgrad",
         )
 
 

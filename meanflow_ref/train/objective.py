@@ -89,7 +89,7 @@ def times_of(config: Config) -> AbstractTimePair:
 class Step(nn.Module):
     """``x, eps, r, t, label`` to the loss and its terms, by the options of a run.
 
-    ``torch.func.jvp`` runs inside ``forward``, so that a wrapper around this module (DistributedDataParallel, FSDP)
+    The JVP runs inside ``forward``, so that a wrapper around this module (DistributedDataParallel, FSDP)
     sees one ordinary forward pass and its hooks reduce every gradient. Around the network alone it would not: a JVP
     of ``ddp.module`` skips the reduction, without an error.
 

@@ -107,7 +107,7 @@ def torchrun(program: Path | str, *arguments: str, timeout: float = 150) -> subp
     raise AssertionError
 
 
-@pytest.mark.parametrize("jvp", ["double_backward", pytest.param("func", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jvp", ["double_backward", pytest.param("stopgrad", marks=pytest.mark.slow)])
 def test_gradients_are_in_sync_and_those_of_the_joined_batch(jvp: str, tmp_path: Path) -> None:
     (tmp_path / "gradients.py").write_text(GRADIENTS)
     done = torchrun(tmp_path / "gradients.py", jvp)
@@ -122,7 +122,7 @@ def test_gradients_are_in_sync_and_those_of_the_joined_batch(jvp: str, tmp_path:
 
 @pytest.mark.parametrize(
     ("parallel", "jvp"),
-    [("ddp", "double_backward"), ("fsdp", "func"), pytest.param("ddp", "func", marks=pytest.mark.slow)],
+    [("ddp", "double_backward"), ("fsdp", "stopgrad"), pytest.param("ddp", "stopgrad", marks=pytest.mark.slow)],
 )
 def test_one_step_of_two_ranks_is_two_parts_of_one(parallel: str, jvp: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
@@ -158,5 +158,5 @@ def test_bad_combinations_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         pass
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ParameterError, match="--jvp func --two-pass"), open_ranks(preset("toy", parallel="fsdp")):
+    with pytest.raises(ParameterError, match="--jvp stopgrad"), open_ranks(preset("toy", parallel="fsdp")):
         pass
