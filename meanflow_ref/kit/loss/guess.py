@@ -222,7 +222,7 @@ def _other(name: str, value: Tensor, t: Tensor | None, tangents: list[Tensor | N
         return "r"
     raise ParameterError(
         "whether the network is given r or h = t - r cannot be told from its calls.", "",
-        'say it: call="z, t, r" or call="z, t, h"',
+        'say it, in your network\'s order: call="z, r, t", call="z, t, r" or call="z, t, h"',
     )  # fmt: skip
 
 
