@@ -25,6 +25,7 @@ def add_check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--returns", metavar="TEXT", help='what the network returns: "u" or "u, v"')
     parser.add_argument("--shape", metavar="N,N,...", help="shape of one datum, e.g. 3,32,32")
     parser.add_argument("--labels", action=argparse.BooleanOptionalAction, help="whether the loss takes labels")
+    parser.add_argument("--mask", metavar="N,N,...", help="shape of one datum's mask, for loss(model, x, mask)")
     parser.add_argument("--dropout", action="store_true", help="the network that you train has random layers")
     parser.add_argument("--equal-share", type=float, metavar="P", help="P(r = t) as it is meant to be")
     parser.add_argument(
@@ -89,14 +90,18 @@ def _settings(arguments: argparse.Namespace) -> list[Settings]:
     shape = arguments.shape
     try:
         event = tuple(int(n) for n in shape.split(",")) if shape else None
+        mask = tuple(int(n) for n in arguments.mask.split(",")) if arguments.mask else None
         scales = tuple(float(n) for n in arguments.guided.split(",")) if arguments.guided else None
     except ValueError as error:
         raise ParameterError(
-            f"--shape {shape!r} --guided {arguments.guided!r}: {error}.", "numbers", "--shape 3,32,32"
+            f"--shape {shape!r} --mask {arguments.mask!r} --guided {arguments.guided!r}: {error}.",
+            "numbers",
+            "--shape 3,32,32",
         ) from None
     return [
         Settings(
             target=arguments.target, call=arguments.call, returns=arguments.returns, shape=event, labels=arguments.labels,
+            mask=mask,
             dropout=arguments.dropout, equal_share=arguments.equal_share, weight_power=arguments.weight_power,
             sampler=arguments.sampler, times=arguments.times, law=arguments.law, guided=scales, xfail=parse_xfail(arguments.xfail),
             oracle=arguments.oracle, seed=arguments.seed,

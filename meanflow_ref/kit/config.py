@@ -22,6 +22,7 @@ class Settings:
     returns: str | None = None
     shape: tuple[int, ...] | None = None
     labels: bool | None = None
+    mask: tuple[int, ...] | None = None
     dropout: bool = False
     equal_share: float | None = None
     weight_power: float | None = None
@@ -40,6 +41,7 @@ class Settings:
             "returns",
             "shape",
             "labels",
+            "mask",
             "dropout",
             "equal_share",
             "weight_power",

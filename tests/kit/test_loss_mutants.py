@@ -34,6 +34,10 @@ def test_a_lawful_loss_is_not_flagged(case: Case) -> None:
     report = check_loss(case.target, **case.options)
     assert report.ok, [(one.name, one.observed) for one in report.diagnoses]
     assert not [one for one in report.diagnoses if one.severity == "wrong"]
+    if "replay_error" in report.measured:
+        # float64 by autodiff or a fine central difference, or float32; the nearest bug is that many times further off.
+        assert report.measured["replay_error"] < 1e-6
+        assert report.measured["margin"] > 1e3
 
 
 def test_enough_cases_of_every_name() -> None:
@@ -45,7 +49,7 @@ def test_enough_cases_of_every_name() -> None:
 
 
 def test_the_composer_without_false_alarms() -> None:
-    outcomes = [run_composed(seed) for seed in range(60)]
+    outcomes = [run_composed(seed) for seed in range(100)]
     assert [one for one in outcomes if not one.ok] == []
     assert sum(not one.wanted for one in outcomes) >= 8
 

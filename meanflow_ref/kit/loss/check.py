@@ -26,6 +26,7 @@ from meanflow_ref.kit.loss.formula import (
 )
 from meanflow_ref.kit.loss.gradient import derivative_leak, leak_of, masks_of
 from meanflow_ref.kit.loss.guess import fit_data, guess_call, with_spec
+from meanflow_ref.kit.loss.masked import Masked, judge_mask, takes_labels
 from meanflow_ref.kit.loss.measure import Measured, measure
 from meanflow_ref.kit.loss.numerics import clipping, replay
 from meanflow_ref.kit.loss.probe import Setting
@@ -74,6 +75,7 @@ def check_loss(
     returns: str | None = None,
     shape: tuple[int, ...] | None = None,
     labels: bool | None = None,
+    mask: tuple[int, ...] | None = None,
     attributes: Mapping[str, Any] | None = None,
     equal_share: float | None = None,
     weight_power: float | None = None,
@@ -98,6 +100,8 @@ def check_loss(
         returns: What the network returns, ``"u"`` or ``"u, v"``; guessed if not given.
         shape: Shape of one datum; a few are tried if not given.
         labels: Whether the loss takes labels; by its signature if not given.
+        mask: For ``loss(model, x, mask)`` or ``loss(model, x, labels, mask)``: shape of one datum's mask, bool and true
+            where the data count, such as ``(1, 5)``; elements that it drops must have no gradient.
         attributes: What else the loss asks its network for, by name.
         equal_share: P(r = t) as it is meant to be, in [0, 1].
         weight_power: Adaptive weight's power as it is meant to be.
@@ -121,15 +125,22 @@ def check_loss(
         raise ParameterError(f"oracle={oracle!r}.", f"one that this version has: {ORACLE}", "")
     if equal_share is not None and not 0 <= equal_share <= 1:
         raise ParameterError(f"equal_share={equal_share!r}.", "the probability of r = t, in [0, 1]", "")
+    taken = loss
+    if mask is not None:
+        require_callable(loss, "the loss", "loss(model, x, mask) or loss(model, x, labels, mask)")
+        labels = takes_labels(loss) if labels is None else labels
+        taken = Masked(loss, tuple(mask))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         target, guessed = make_target(
-            loss, call, returns=returns, shape=shape, labels=labels, attributes=attributes, dtype=dtype, seed=seed
+            taken, call, returns=returns, shape=shape, labels=labels, attributes=attributes, dtype=dtype, seed=seed
         )
         out = Judgement(facts=guessed)
         detached = _trained(target, out)
         margin = None if detached else _judge(target, out, equal_share, weight_power, dropout)
+        if mask is not None and not detached:
+            judge_mask(target, out)
     finally:
         torch.set_num_threads(before)
     report = _report(describe(loss), out, margin, time.perf_counter() - start)
