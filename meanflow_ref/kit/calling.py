@@ -81,6 +81,16 @@ def blame(what: str, remedy: str = "") -> Iterator[None]:
         raise ParameterError(f"{what} raised {type(error).__name__}: {error}", "", remedy) from error
 
 
+def require_device(tensor: torch.Tensor) -> None:
+    """Refuse a tensor that left the CPU, where the probes' data are made."""
+    if tensor.device.type != "cpu":
+        raise NetworkError(
+            f"the loss moves its data to {tensor.device}; the kit measures on the CPU.",
+            "a loss that keeps the device of the data that it is given",
+            "take the device from the data: device=x.device, not a fixed one",
+        )
+
+
 def require_callable(target: Any, what: str, example: str) -> Callable[..., Any]:
     """``target`` if it can be called."""
     if not callable(target):

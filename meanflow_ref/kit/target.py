@@ -12,7 +12,9 @@ from meanflow_ref.errors import ParameterError
 
 
 def load_target(address: str) -> Any:
-    """The object at ``pkg.mod:name`` or ``file.py:name``; the working directory is looked in first.
+    """The object at ``pkg.mod:name`` or ``file.py:name``.
+
+    The working directory is looked in first, or the folder of a file that lies elsewhere.
 
     Args:
         address: Module and name; the name may have dots (``pkg.mod:Trainer.loss``).
@@ -24,10 +26,15 @@ def load_target(address: str) -> Any:
     module_name, colon, name = address.partition(":")
     if not (colon and module_name and name):
         raise ParameterError(f"`{address}` is no address.", "module and name, as in pkg.mod:loss", "pkg.mod:loss")
+    folder = Path.cwd()
     if module_name.endswith(".py"):
-        module_name = ".".join(Path(module_name).with_suffix("").parts)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        path = Path(module_name)
+        if path.is_absolute() or ".." in path.parts:
+            # As `python file.py` does: what lies beside the file can be imported too.
+            folder, path = path.resolve().parent, Path(path.name)
+        module_name = ".".join(path.with_suffix("").parts)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     try:
         target: Any = import_module(module_name)
     except Exception as error:

@@ -19,6 +19,7 @@ SECTIONS: tuple[str, ...] = (
     "meanflow_ref.verify.rows_golden:checks",
     "meanflow_ref.verify.rows_mutants:checks",
     "meanflow_ref.verify.rows_sisters:checks",
+    "meanflow_ref.verify.rows_kit_loss:checks",
 )
 
 

@@ -13,6 +13,11 @@ from meanflow_ref.kit.mutants.losses import CORRECT, HAND_MUTANTS, MUTANTS
 # The composer's second style of each bug is swept by the sample below too.
 COMPOSED = MUTANTS[len(HAND_MUTANTS) :]
 
+# Lawful losses of another formula or metric than the replay recomputes: they have no figure of their own.
+NOT_REPLAYED = {
+    "alpha-flow, alpha = 1/2", "interval splitting", "Lagrangian identity", "network predicts the data", "Huber metric",
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("case", [*HAND_MUTANTS, *COMPOSED[::2]], ids=lambda case: case.title)
 def test_a_wrong_loss_is_named(case: Case) -> None:
@@ -34,10 +39,14 @@ def test_a_lawful_loss_is_not_flagged(case: Case) -> None:
     report = check_loss(case.target, **case.options)
     assert report.ok, [(one.name, one.observed) for one in report.diagnoses]
     assert not [one for one in report.diagnoses if one.severity == "wrong"]
-    if "replay_error" in report.measured:
-        # float64 by autodiff or a fine central difference, or float32; the nearest bug is that many times further off.
-        assert report.measured["replay_error"] < 1e-6
-        assert report.measured["margin"] > 1e3
+    m = report.measured
+    if case.title in NOT_REPLAYED:
+        assert "replay_error" not in m
+    elif m["tangent_dtype"] == "float64" and m["engine"] != "finite difference":
+        # The figure of every correct loss by automatic differentiation, and the margin that the report prints.
+        assert m["replay_error"] < 1e-6
+        assert m["nearest_bug_error"] > 1e-3
+        assert m["margin"] > 1e3
 
 
 def test_enough_cases_of_every_name() -> None:

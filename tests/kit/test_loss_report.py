@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from meanflow_ref.cli import main
 from meanflow_ref.errors import MeanFlowError, NetworkError, NonFiniteError, ParameterError
 from meanflow_ref.kit.loss.check import check_loss
 from meanflow_ref.kit.mutants.composer import Recipe
@@ -147,6 +148,36 @@ def test_a_loss_that_cannot_be_seeded() -> None:
 
     with pytest.raises(NetworkError, match="generator"):
         check_loss(loss, "z, r, t")
+
+
+def on_meta(net: Any, x: Tensor) -> Any:
+    """A loss with a device of its own; the meta device is another one on every machine."""
+    x = x.to("meta")
+    r, t = torch.rand(2, len(x), dtype=x.dtype, device="meta").sort(0).values
+    v = torch.randn_like(x) - x
+    z = x + t[:, None] * v
+    return (net(z, r, t) - v).square().mean()
+
+
+def result_on_meta(net: Any, x: Tensor) -> Tensor:
+    """Only what it returns lies elsewhere."""
+    return right(net, x).to("meta")
+
+
+@pytest.mark.parametrize("loss", [on_meta, result_on_meta])
+@pytest.mark.parametrize("call", [None, "z, r, t"])
+def test_a_loss_that_moves_its_data(loss: Any, call: str | None) -> None:
+    with pytest.raises(NetworkError, match=r"moves its data to meta; .*CPU"):
+        check_loss(loss, call)
+
+
+def test_a_loss_that_moves_its_data_ends_with_2_and_one_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", f"{__file__}:on_meta"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "moves its data to meta" in said
+    assert "device=x.device" in said
+    assert "Traceback" not in said
+    assert "\n\n" not in said
 
 
 def test_an_attribute_that_the_probe_lacks() -> None:

@@ -117,6 +117,13 @@ def test_a_file_is_an_address_too() -> None:
     assert load_target("their_losses.py:Trainer.loss").__name__ == "loss"
 
 
+def test_a_file_elsewhere_is_an_address_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "beside_their_loss.py").write_text("WEIGHT = 2.0\n")
+    (tmp_path / "a_loss_elsewhere.py").write_text("from beside_their_loss import WEIGHT\n")
+    assert load_target(f"{tmp_path}/a_loss_elsewhere.py:WEIGHT") == 2.0
+
+
 def test_the_command_line_knows_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prove", "their_losses:wrong", "--shape", "2,3"]) == 1
     assert "INTERVAL_SIGN" in capsys.readouterr().out

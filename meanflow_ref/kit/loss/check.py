@@ -312,7 +312,11 @@ def _numerics(m: Measured, out: Judgement, omega: Tensor) -> float | None:
     if seen is None:
         out.unmeasured["precision"] = f"no replay for {out.formula or 'this formula'}"
         return None
-    out.facts |= {"replay_error": float(f"{seen.error:.2g}"), "nearest_bug": seen.nearest_name}
+    out.facts |= {
+        "replay_error": float(f"{seen.error:.2g}"),
+        "nearest_bug": seen.nearest_name,
+        "nearest_bug_error": float(f"{seen.nearest:.2g}"),
+    }
     worst = max(seen.error, *(out.errors or [0.0]), 1e-17)
     margin = seen.nearest / worst
     out.details["precision"] = f"gradient to {seen.error:.0e}; nearest bug ({seen.nearest_name}) at {seen.nearest:.1g}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from meanflow_ref.convention.grammar import CallSpec, Token
 from meanflow_ref.errors import MeanFlowError, NetworkError, ParameterError
-from meanflow_ref.kit.calling import seeded
+from meanflow_ref.kit.calling import require_device, seeded
 from meanflow_ref.kit.loss.path import alpha_of, recognise
 from meanflow_ref.kit.loss.probe import NUM_CLASSES, describe_arguments, plain, tangent_of
 from meanflow_ref.kit.loss.run import EVENTS, ROWS, Target, _double, call_loss, wants_labels
@@ -55,6 +55,7 @@ class Recorder(nn.Module):
         tangents = [tangent_of(v) if isinstance(v, Tensor) else None for _, v in flat]
         self.seen.append((values, tangents, describe_arguments(args, kwargs)))
         state = next(v for _, v in flat if isinstance(v, Tensor) and v.dim() > 1 and v.is_floating_point())
+        require_device(state)
         # Everything enters, so that a loss may differentiate by any of its arguments.
         others = [v for _, value in flat for v in (value if isinstance(value, tuple | list) else (value,))]
         rest = sum(v.sum() * 0 for v in others if isinstance(v, Tensor) and v.is_floating_point())

@@ -62,7 +62,8 @@ def replay(m: Measured, judgement: Judgement, omega: Tensor) -> Replay | None:
     """Recompute target and gradient independently; None where the formula has no derivative or the weight no scalar."""
     if judgement.formula not in {"meanflow", "improved-meanflow"} or m.bisected:
         return None
-    done = run(m.target, Setting(tanh=True))
+    unit = m.path.unit if m.path else 1.0
+    done = run(m.target, Setting(tanh=True, unit=unit))
     layout = layout_of(done)
     if layout.units != m.layout.units:
         layout = m.layout
@@ -83,7 +84,6 @@ def replay(m: Measured, judgement: Judgement, omega: Tensor) -> Replay | None:
     tangent = {"velocity": v, "unguided": m.velocity / safe[:, None]}.get(judgement.tangent)
     if tangent is None:
         tangent = net(z, t, t).detach()
-    unit = m.path.unit if m.path else 1.0
     tau = m.interval[:, None]
 
     def derivative(dz: Tensor, dr: float, dt: float) -> Tensor:

@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from meanflow_ref.convention.grammar import CallSpec, Token
 from meanflow_ref.errors import NetworkError
 from meanflow_ref.jvp.stopgrad import seen_tangent
+from meanflow_ref.kit.calling import require_device
 from meanflow_ref.kit.loss.stack import user_lines
 
 _FUNCTORCH: Any = torch._C._functorch
@@ -66,6 +67,8 @@ class Setting:
     bias: Mapping[int, Tensor] = field(default_factory=dict)
     random: bool = False
     tanh: bool = False
+    # Of the loss's times: the tanh network divides by it, or times in thousands would saturate it and hide the states.
+    unit: float = 1.0
 
 
 def plain(x: Tensor) -> Tensor:
@@ -228,7 +231,7 @@ class Probe(nn.Module):
         return torch.sin(z) + torch.cos(3 * t)
 
     def _tanh(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        times = torch.cat([r.reshape(-1, 1), t.reshape(-1, 1)], 1)
+        times = torch.cat([r.reshape(-1, 1), t.reshape(-1, 1)], 1) / self.setting.unit
         kind = z.dtype
         state = torch.cat([z.flatten(1), times], 1)
         hidden = state @ self.w_in.to(kind) + times @ self.w_time.to(kind) + self.shift.to(kind)
@@ -244,8 +247,7 @@ class Probe(nn.Module):
                 f"the loss calls its network with a state of {seen}.", f"(rows, {', '.join(map(str, self.event))})",
                 "say how the network is called: call=...",
             )  # fmt: skip
-        if z.device.type != "cpu":
-            raise NetworkError(f"the loss moves its data to {z.device}.", "a loss that keeps the data's device", "")
+        require_device(z)
         time = {name: column(values[name], z, name) for name in ("r", "t", "h", "-h") if name in values}
         if "-h" in time:
             time["h"] = -time["-h"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from meanflow_ref.convention.grammar import CallSpec
 from meanflow_ref.errors import NetworkError, NonFiniteError, ParameterError
-from meanflow_ref.kit.calling import blame, seeded
+from meanflow_ref.kit.calling import blame, require_device, seeded
 from meanflow_ref.kit.loss.probe import Call, Probe, Setting
 
 ROWS = 24
@@ -77,6 +77,7 @@ def run(target: Target, setting: Setting | None = None, *, x: Tensor | None = No
     with seeded(target.seed * 7919 + seed), _double(target.dtype):
         raw = call_loss(target.loss, probe, arguments)
     loss = scalar_of(raw)
+    require_device(loss)
     value = loss.double().mean()
     if not probe.calls:
         raise NetworkError(
