@@ -25,6 +25,7 @@ from meanflow_ref.jvp._blame import blame_stopgrad
 from meanflow_ref.jvp._moving import moving_part
 from meanflow_ref.jvp.double_backward import double_backward_jvp
 from meanflow_ref.jvp.stopgrad.mode import LeavingTorch, StopGradMode
+from meanflow_ref.jvp.stopgrad.tangents import Rows
 
 _ACTIVE = threading.local()
 
@@ -76,6 +77,36 @@ def stopgrad_jvp(
     return u, du_dt
 
 
+def stopgrad_jvp_of_rows(
+    fn: TensorFunction, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], moving: int, /
+) -> tuple[Tensor, Tensor]:
+    """As :func:`stopgrad_jvp`, in one call of ``fn``, with the derivative on the first ``moving`` rows alone.
+
+    Args:
+        fn: A function of ``primals`` that returns one tensor.
+        primals: Where to differentiate, ``(B, ...)`` each.
+        tangents: Direction; its rows from ``moving`` on count as zero.
+        moving: Rows that move, ``0 < moving < B``.
+
+    Returns:
+        ``u`` and ``du_dt``. Where ``fn`` treats its rows one by one, ``du_dt`` is 0 from row ``moving`` on.
+
+    Raises:
+        MeanFlowError: As :func:`stopgrad_jvp`.
+
+    """
+    rows = Rows(moving, primals[0].shape[0])
+    of_moving, at, along = moving_part(fn, primals, tangents)
+    _require_plain(at, along)
+    still = [(f"{i}", primal) for i, (primal, d) in enumerate(zip(primals, tangents, strict=True)) if d is None]
+    u, du_dt = _dispatched(of_moving, at, tuple(d[:moving] for d in along), still, rows)
+    if du_dt is None:
+        first = torch.arange(rows.batch, device=u.device) < moving
+        cut = [None if d is None else d * first.reshape(-1, *[1] * (d.dim() - 1)) for d in tangents]
+        _, du_dt = double_backward_jvp(fn, primals, tuple(cut))
+    return u, du_dt
+
+
 def seen_tangent(x: Tensor) -> Tensor | None:
     """Tangent of ``x`` as the network sees it inside :func:`stopgrad_jvp`, zeros where still; None outside."""
     tangents = getattr(_ACTIVE, "tangents", None)
@@ -102,15 +133,19 @@ def require_graph(du_dt: Tensor) -> Tensor:
 
 
 def _dispatched(
-    fn: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...], still: list[tuple[str, Tensor]]
+    fn: Callable[..., Tensor],
+    at: tuple[Tensor, ...],
+    along: tuple[Tensor, ...],
+    still: list[tuple[str, Tensor]],
+    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     # Copies, so that what the network closes over stays a constant even where it is the very tensor that moves here.
     copies = tuple(primal.clone() for primal in at)
-    mode = StopGradMode()
+    mode = StopGradMode(rows)
     _ACTIVE.inside, _ACTIVE.tangents = True, mode.tangents
     try:
         for i, (copy, tangent) in enumerate(zip(copies, along, strict=True)):
-            mode.tangents.put(copy, tangent.detach())
+            mode.tangents.put(copy, tangent.detach(), None if rows is None else 0)
             mode.tangents.protect(copy, f"{i} of those that move")
         for name, primal in still:
             mode.tangents.protect(primal, f"primals[{name}]")

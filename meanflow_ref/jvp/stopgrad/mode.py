@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from meanflow_ref.errors import TangentError
 from meanflow_ref.jvp.stopgrad.operation import any_moves, tangent_of_operation
+from meanflow_ref.jvp.stopgrad.rowwise import part_of_tangent
 from meanflow_ref.jvp.stopgrad.rules import constant
 from meanflow_ref.jvp.stopgrad.table import RULES, Op
-from meanflow_ref.jvp.stopgrad.tangents import Tangents, storage_key
+from meanflow_ref.jvp.stopgrad.tangents import Rows, Tangents, storage_key
 from meanflow_ref.jvp.stopgrad.writes import apply_write
 
 aten = torch.ops.aten
@@ -32,12 +33,33 @@ _ALLOCATIONS = frozenset(
 )
 
 
-class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Carries tangents through what runs inside it."""
+# What kind of operation this is, by its identity: they live for ever.
+_PLAIN, _VIEW, _ALLOCATES, _WRITES = range(4)
+_KINDS: dict[int, int] = {}
 
-    def __init__(self) -> None:
+
+def _kind_of(func: Op) -> int:
+    kind = _PLAIN
+    if func._schema.is_mutable:
+        kind = _WRITES
+    elif func in _ALLOCATIONS:
+        kind = _ALLOCATES
+    elif func.is_view:
+        kind = _VIEW
+    return _KINDS.setdefault(id(func), kind)
+
+
+class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Carries tangents through what runs inside it.
+
+    Args:
+        rows: Which part of the batch moves; all of it if None.
+
+    """
+
+    def __init__(self, rows: Rows | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tangents = Tangents()
+        self.tangents = Tangents(rows)
 
     def result(self, u: Tensor) -> Tensor | None:
         """Tangent of what the network returned."""
@@ -49,21 +71,22 @@ class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         tangents = self.tangents
-        if func._schema.is_mutable:
+        kind = _KINDS.get(id(func))
+        if kind is None:
+            kind = _kind_of(func)
+        if kind == _WRITES:
             return apply_write(tangents, func, args, kwargs)
-        if func in _ALLOCATIONS:
+        if kind == _ALLOCATES:
             out = func(*args, **kwargs)
             tangents.allocated(out)
             return out
-        if tangents.blank and not func.is_view and RULES.get(func) is not constant:
+        if tangents.blank and kind != _VIEW and RULES.get(func) is not constant:
             _check_filled(tangents, func, (args, kwargs))
         live = any_moves(tangents, args) | (bool(kwargs) and any_moves(tangents, kwargs.values()))
-        out = func(*args, **kwargs)
+        out = func(*args, **kwargs) if kwargs else func(*args)
         if live:
-            tangent = tangent_of_operation(tangents, func, out, args, kwargs)
-            if tangent is not None:
-                _put(tangents, out, tangent)
-        if func is aten.detach.default or (func.is_view and args and tangents.is_frozen(args[0])):
+            _carry(tangents, func, out, args, kwargs)
+        if func is aten.detach.default or (kind == _VIEW and args and tangents.is_frozen(args[0])):
             for part in pytree.tree_leaves(out):
                 tangents.freeze(part)
         return out
@@ -91,6 +114,18 @@ class LeavingTorch(TorchFunctionMode):
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
+def _carry(tangents: Tangents, func: Op, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Give what an operation returned its tangent."""
+    if tangents.rows is not None:
+        parts = part_of_tangent(tangents, func, out, args, kwargs)
+        if parts is not NotImplemented:
+            _put_parts(tangents, out, parts)
+            return
+    tangent = tangent_of_operation(tangents, func, out, args, kwargs)
+    if tangent is not None:
+        _put(tangents, out, tangent)
+
+
 def _put(tangents: Tangents, out: Any, tangent: Any) -> None:
     if isinstance(out, Tensor):
         tangents.put(out, tangent)
@@ -100,6 +135,16 @@ def _put(tangents: Tangents, out: Any, tangent: Any) -> None:
             _put(tangents, part, moved)
         elif moved is not None and isinstance(part, Tensor):
             tangents.put(part, moved)
+
+
+def _put_parts(tangents: Tangents, out: Any, parts: Any) -> None:
+    if isinstance(out, Tensor):
+        if parts is not None:
+            tangents.put(out, *parts)
+        return
+    for x, part in zip(out, parts, strict=False):
+        if part is not None:
+            tangents.put(x, *part)
 
 
 def _check_filled(tangents: Tangents, func: Op, values: Any) -> None:

@@ -53,8 +53,7 @@ def any_moves(tangents: Tangents, values: Any) -> bool:
     live = False
     for value in values:
         if isinstance(value, Tensor):
-            if tangents.get(value) is not None:
-                live = True
-        elif isinstance(value, tuple | list) and any_moves(tangents, value):
-            live = True
+            live |= tangents.moves(value)
+        elif isinstance(value, tuple | list):
+            live |= any_moves(tangents, value)
     return live

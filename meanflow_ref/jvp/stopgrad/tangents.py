@@ -4,12 +4,15 @@ A tangent is keyed by the identity of its tensor and dies with it. A tangent is 
 a new one. Only where a write reaches a storage that other tensors may share does the storage get a *shadow*, a flat
 tangent of all its elements; every tensor of that storage then reads its tangent from the shadow, by its own strides, so
 that aliases agree by construction, those included that were made before the first tangent came.
+
+Where only the first rows of a batch move, a tangent may be that of a leading part of one dimension (:class:`Rows`); who
+asks for it as a whole is given zeros for the rest.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +20,32 @@ from torch import Tensor
 from meanflow_ref.errors import NetworkError, TangentError
 
 _WRITE_CONSTANT = 'write .detach() where a constant is meant, or take jvp="forward_ad"'
+
+
+class Rows(NamedTuple):
+    """The first ``moving`` rows of ``batch`` move: ``moving * m`` places of a dimension of ``batch * m``."""
+
+    moving: int
+    batch: int
+
+    def part(self, size: int) -> int:
+        """Places of a dimension that move."""
+        return size // self.batch * self.moving
+
+
+class _TensorReference(weakref.ref[Tensor]):
+    """Tells the table which entry dies with the tensor."""
+
+    __slots__ = ("index", "region")
+    index: int
+    region: _Region | None
+
+
+class _StorageReference(weakref.ref[Any]):
+    """Tells the table which region dies with the storage."""
+
+    __slots__ = ("key",)
+    key: int
 
 
 class _Region:
@@ -38,21 +67,26 @@ class _Region:
 
 
 class _Entry:
-    """A tensor's tangent, None for a constant that shares memory with what moves, and the storage it was in."""
+    """A tensor's tangent, None for a constant that shares memory with what moves, and the storage it was in.
 
-    __slots__ = ("key", "reference", "tangent")
+    Where ``dim`` is not None, the tangent is that of the first places of this dimension, and 0 at the others.
+    """
 
-    def __init__(self, reference: weakref.ref[Tensor], tangent: Tensor | None, key: int) -> None:
-        self.reference, self.tangent, self.key = reference, tangent, key
+    __slots__ = ("dim", "key", "reference", "tangent")
+
+    def __init__(self, reference: _TensorReference, tangent: Tensor | None, key: int, dim: int | None = None) -> None:
+        self.reference, self.tangent, self.key, self.dim = reference, tangent, key, dim
 
 
 class Tangents:
     """The table. All tensors are taken below autograd."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Rows | None = None) -> None:
+        self.rows = rows
         self.entries: dict[int, _Entry] = {}
         self._regions: dict[int, _Region] = {}
         self._shadows: set[int] = set()
+        self._tensor_gone, self._storage_gone = _forgetting(self.entries, self._regions, self._shadows)
         # Storages that were allocated and that no operation has been seen to fill.
         self.blank: dict[int, Any] = {}
         # Storages of the function's arguments.
@@ -77,7 +111,7 @@ class Tangents:
         if entry is None and not (self._regions and isinstance(x, Tensor)):
             return None
         if entry is not None and entry.key == storage_key(x):
-            return entry.tangent
+            return entry.tangent if entry.dim is None else self._whole(entry, x)
         region = self._regions.get(storage_key(x))
         if region is not None:
             return self._adopt(x, region)
@@ -89,10 +123,30 @@ class Tangents:
             "give the new values a name of their own",
         )
 
-    def known(self, x: Any) -> Tensor | None:
-        """Tangent of ``x``, which :meth:`get` has looked at before."""
+    def moves(self, x: Tensor) -> bool:
+        """Whether ``x`` has a tangent; raises as :meth:`get`."""
         entry = self.entries.get(id(x))
-        return None if entry is None else entry.tangent
+        key = storage_key(x)
+        if entry is None:
+            return key in self._regions and self.get(x) is not None
+        return entry.tangent is not None if entry.key == key else self.get(x) is not None
+
+    def known(self, x: Any) -> Tensor | None:
+        """Tangent of ``x``, which :meth:`moves` has looked at before."""
+        entry = self.entries.get(id(x))
+        if entry is None:
+            return None
+        return entry.tangent if entry.dim is None else self._whole(entry, x)
+
+    def _whole(self, entry: _Entry, x: Tensor) -> Tensor:
+        """The tangent of all of ``x``, where that of a part is known and 0 is the rest."""
+        part, dim = entry.tangent, entry.dim
+        assert part is not None
+        assert dim is not None
+        whole = torch.zeros(x.shape, dtype=part.dtype, device=part.device)
+        whole.narrow(dim, 0, part.shape[dim]).copy_(part)
+        entry.tangent, entry.dim = whole, None
+        return whole
 
     def freeze(self, x: Tensor) -> None:
         """Make ``x``, an alias of what moves, a constant: what ``detach`` means."""
@@ -123,6 +177,7 @@ class Tangents:
         if region.shadow is not None:
             entry.tangent = _view_of(region.shadow, x)
         else:
+            # The shape of x is the new one by now: a part must have been made whole before.
             entry.tangent = view(entry.tangent, *options)
 
     def _adopt(self, x: Tensor, region: _Region) -> Tensor | None:
@@ -139,28 +194,36 @@ class Tangents:
 
     # ---------------------------------------------------------------- results of operations
 
-    def put(self, x: Tensor, tangent: Tensor) -> None:
-        """Give ``x``, which an operation has just made, its tangent; a view joins the others of its storage."""
-        if not (x.is_floating_point() or x.is_complex()):
+    def put(self, x: Tensor, tangent: Tensor, dim: int | None = None) -> None:
+        """Give ``x``, which an operation has just made, its tangent; a view joins the others of its storage.
+
+        Where ``dim`` is given, the tangent is that of the first rows (:attr:`rows`), which lie along this dimension.
+        """
+        kind = x.dtype
+        if not (kind.is_floating_point or kind.is_complex):
             return
-        if tangent.dtype != x.dtype:
-            tangent = tangent.to(x.dtype)
-        if tangent.shape != x.shape:
-            tangent = tangent.expand(x.shape)
+        if tangent.dtype != kind:
+            tangent = tangent.to(kind)
+        shape = x.shape
+        if dim is not None:
+            assert self.rows is not None
+            shape = torch.Size((*shape[:dim], self.rows.part(shape[dim]), *shape[dim + 1 :]))
+        if tangent.shape != shape:
+            tangent = tangent.expand(shape)
         storage = _storage(x)
         if storage is None:
-            self.entries[id(x)] = _Entry(weakref.ref(x, self._forget(id(x), None)), tangent, 0)
+            self._register(x, tangent, None, 0, dim)
             return
         key = storage._cdata
         region = self._regions.get(key)
         if region is None:
             region = self._new_region(id(x), key, storage)
         elif region.shadow is not None:
-            tangent = _view_of(region.shadow, x)
+            tangent, dim = _view_of(region.shadow, x), None
         if self._shadows and region.shadow is None and storage_key(tangent) in self._shadows:
             # A later write to the shadow is none of x's business.
             tangent = tangent.clone()
-        self._register(x, tangent, region, key)
+        self._register(x, tangent, region, key, dim)
 
     def view(self, x: Tensor, base: Tensor) -> Tensor | None:
         """Tangent of ``x``, a view of ``base`` that no operation on base's tangent can make (``as_strided``)."""
@@ -169,34 +232,21 @@ class Tangents:
             return None
         return _view_of(self._shadow_of(region, base), x)
 
-    def _register(self, x: Tensor, tangent: Tensor | None, region: _Region, key: int | None = None) -> None:
+    def _register(
+        self, x: Tensor, tangent: Tensor | None, region: _Region | None, key: int | None = None, dim: int | None = None
+    ) -> None:
         index = id(x)
-        region.members.add(index)
-        key = storage_key(x) if key is None else key
-        self.entries[index] = _Entry(weakref.ref(x, self._forget(index, region)), tangent, key)
-
-    def _forget(self, index: int, region: _Region | None) -> Any:
-        entries = self.entries
-
-        def forget(_: Any) -> None:
-            entry = entries.pop(index, None)
-            if region is not None:
-                region.members.discard(index)
-                region.lost = region.lost or (region.shadow is None and entry is not None and entry.tangent is not None)
-
-        return forget
+        reference = _TensorReference(x, self._tensor_gone)
+        reference.index, reference.region = index, region
+        if region is not None:
+            region.members.add(index)
+        self.entries[index] = _Entry(reference, tangent, storage_key(x) if key is None else key, dim)
 
     def _new_region(self, origin: int, key: int, storage: Any) -> _Region:
         region = _Region(origin)
-        regions, shadows = self._regions, self._shadows
-
-        def forget(_: Any) -> None:
-            gone = regions.pop(key, None)
-            if gone is not None and gone.shadow is not None:
-                shadows.discard(storage_key(gone.shadow))
-
-        region.storage = weakref.ref(storage, forget)
-        regions[key] = region
+        region.storage = reference = _StorageReference(storage, self._storage_gone)
+        reference.key = key
+        self._regions[key] = region
         return region
 
     # ---------------------------------------------------------------- writes
@@ -242,6 +292,8 @@ class Tangents:
             entry = self.entries[index]
             member = entry.reference()
             if member is not None and entry.tangent is not None:
+                if entry.dim is not None:
+                    self._whole(entry, member)
                 moving.append((entry, member))
         # Where members overlap their tangents agree, so that the order is no matter.
         for entry, member in moving:
@@ -286,6 +338,24 @@ class Tangents:
                 "wrap the kernel with torch.library.custom_op and give the operation a rule by "
                 'meanflow_ref.jvp.stopgrad.register_rule, or take jvp="double_backward" or jvp="finite_difference"',
             )
+
+
+def _forgetting(entries: dict[int, _Entry], regions: dict[int, _Region], shadows: set[int]) -> tuple[Any, Any]:
+    """What is done when a tensor, or a storage, of the table dies; closures that do not keep the table itself alive."""
+
+    def tensor_gone(reference: _TensorReference) -> None:
+        index, region = reference.index, reference.region
+        entry = entries.pop(index, None)
+        if region is not None:
+            region.members.discard(index)
+            region.lost = region.lost or (region.shadow is None and entry is not None and entry.tangent is not None)
+
+    def storage_gone(reference: _StorageReference) -> None:
+        gone = regions.pop(reference.key, None)
+        if gone is not None and gone.shadow is not None:
+            shadows.discard(storage_key(gone.shadow))
+
+    return tensor_gone, storage_gone
 
 
 def _storage(x: Tensor) -> Any:

@@ -55,6 +55,7 @@ def apply_write(tangents: Tangents, func: Op, args: tuple[Any, ...], kwargs: dic
     if name in _CHANGES_SHAPE:
         if name == "as_strided_":
             tangents.share(args[0])
+        tangents.get(args[0])  # whole, before its shape is another one
         out = func(*args, **kwargs)
         tangents.reshape_in_place(args[0], getattr(aten, name[:-1]), args[1:])
         return out

@@ -2,6 +2,9 @@
 
 Each operation is called on its sample inputs with a tangent on every floating-point tensor among them. A verdict is
 ``right``, ``refused`` (a clear error with the operation's name) or what is wrong.
+
+With ``rows``, the tangents are those of the first places of some dimension (one call in which a part of the batch
+moves), and forward AD sees zeros for the rest.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from meanflow_ref.errors import ForwardADError, TangentError
 from meanflow_ref.jvp.stopgrad.mode import StopGradMode
+from meanflow_ref.jvp.stopgrad.tangents import Rows
 
 # No oracle: results that are memory without contents, or drawn at random (another draw in each run), or undefined
 # for rank-deficient samples; and running statistics, which forward AD refuses (they have a test of their own).
@@ -27,6 +31,8 @@ _NO_ORACLE = (
     "half", "chalf", "__r", "new_empty", "uniform", "cauchy", "exponential", "geometric", "log_normal",
 )  # fmt: skip
 SAMPLES = 4
+# Among the first are many of few dimensions, which no rows lie in.
+SAMPLES_OF_ROWS = 16
 
 
 def operations() -> list[Any]:
@@ -47,41 +53,44 @@ def name_of(op: Any) -> str:
     return f"{op.name}/{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
-def judge(op: Any) -> str:
+def judge(op: Any, rows: bool = False) -> str:
     """Verdict on an operation, over its samples and over its out-of-place and in-place forms."""
     verdicts: set[str] = set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for sample in _samples(op):
+        for sample in _samples(op, SAMPLES_OF_ROWS if rows else SAMPLES):
             for form in (op.op, op.inplace_variant):
                 if form is not None:
-                    verdicts |= {_judge_call(form, sample)}
+                    verdicts |= {_judge_call(form, sample, seed) for seed in (range(1, 7) if rows else (0,))}
     for verdict in verdicts - {"right", "refused", ""}:
         return verdict
     return "refused" if "refused" in verdicts else "right" if "right" in verdicts else "no oracle"
 
 
-def _samples(op: Any) -> Iterator[Any]:
+def _samples(op: Any, number: int) -> Iterator[Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            samples = list(islice(op.sample_inputs("cpu", torch.float64, requires_grad=False), SAMPLES))
+            samples = list(islice(op.sample_inputs("cpu", torch.float64, requires_grad=False), number))
         except Exception:
             return
     yield from samples
 
 
-def _judge_call(form: Callable[..., Any], sample: Any) -> str:
+def _judge_call(form: Callable[..., Any], sample: Any, seed: int) -> str:
     arguments = (sample.input, sample.args, sample.kwargs)
     leaves = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor) and x.is_floating_point()]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     along = {id(x): torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in leaves}
+    rows, dims = _draw_rows(leaves, along, generator) if seed else (None, {})
+    if seed and rows is None:
+        return ""
     try:
         expected = _by_forward_ad(form, arguments, along)
     except Exception:
         return ""  # forward AD has no answer for this sample
     try:
-        found = _by_mode(form, arguments, along)
+        found = _by_mode(form, arguments, along, rows, dims)
     except (TangentError, ForwardADError) as error:
         return "refused" if str(error) else "a refusal that says nothing"
     except Exception as error:
@@ -102,19 +111,50 @@ def _by_forward_ad(form: Any, arguments: Any, along: dict[int, Tensor]) -> list[
         ]
 
 
-def _by_mode(form: Any, arguments: Any, along: dict[int, Tensor]) -> list[Tensor | None]:
-    copies: list[tuple[Tensor, Tensor]] = []
+def _draw_rows(
+    leaves: list[Tensor], along: dict[int, Tensor], generator: torch.Generator
+) -> tuple[Rows | None, dict[int, int]]:
+    """A batch size and, for each leaf, the dimension along which it moves in part, if any.
+
+    What does not move is set to 0 in ``along``, or taken out of it.
+    """
+    sizes = [size for x in leaves for size in x.shape if size > 1]
+    if not sizes:
+        return None, {}
+
+    def draw(n: int) -> int:
+        return int(torch.randint(n, (), generator=generator))
+
+    batch = sizes[draw(len(sizes))]
+    rows, dims = Rows(1 + draw(batch - 1), batch), {}
+    for x in leaves:
+        fits = [d for d, size in enumerate(x.shape) if size and size % batch == 0]
+        if fits and draw(4):
+            dim = dims[id(x)] = fits[0] if draw(2) else fits[draw(len(fits))]
+            along[id(x)].narrow(dim, rows.part(x.shape[dim]), x.shape[dim] - rows.part(x.shape[dim])).zero_()
+        elif draw(2):
+            del along[id(x)]
+    return (rows, dims) if dims else (None, {})
+
+
+def _by_mode(
+    form: Any, arguments: Any, along: dict[int, Tensor], rows: Rows | None, dims: dict[int, int]
+) -> list[Tensor | None]:
+    copies: list[tuple[Tensor, Tensor, int | None]] = []
 
     def copy(x: Any) -> Any:
         if id(x) not in along:
             return x
-        copies.append((x.clone(), along[id(x)]))
+        tangent, dim = along[id(x)], dims.get(id(x))
+        if rows is not None and dim is not None:
+            tangent = tangent.narrow(dim, 0, rows.part(x.shape[dim])).clone()
+        copies.append((x.clone(), tangent, dim))
         return copies[-1][0]
 
     copied = pytree.tree_map(copy, arguments)
-    mode = StopGradMode()
-    for x, tangent in copies:
-        mode.tangents.put(x, tangent)
+    mode = StopGradMode(rows)
+    for x, tangent, dim in copies:
+        mode.tangents.put(x, tangent, dim)
     with mode:
         out = _call(form, copied)
         return [mode.tangents.get(x) if isinstance(x, Tensor) else None for x in pytree.tree_leaves(out)]

@@ -18,6 +18,7 @@ from meanflow_ref.bench.counters import count_cost
 from meanflow_ref.bench.scenarios import SMALL_SCENARIOS
 from meanflow_ref.jvp import get_backend
 from meanflow_ref.jvp.stopgrad import stopgrad_jvp
+from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp_of_rows
 
 # A reentrant checkpoint on an input without a graph, which torch remarks on.
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
@@ -130,6 +131,15 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
     "normalised": lambda: Fn(lambda x: F.normalize(x, dim=-1) * x.norm(dim=(1, 2), keepdim=True)),
     "vmapped": lambda: Fn(torch.vmap(scaled_row)),
+    "mixes rows": lambda: Fn(lambda x: x + x.mean(0, keepdim=True).tanh() + x.roll(1, 0) * x.flip(0)),
+    "batch norm, training": lambda: Fn(
+        lambda x, f: f(x.transpose(1, 2)).transpose(1, 2),
+        nn.BatchNorm1d(WIDTH, track_running_stats=False),
+    ),
+    "rows in the middle": lambda: Fn(lambda x: (x.transpose(0, 1).reshape(x.shape[1], -1).softmax(0) * 2).view(
+        x.shape[1], *x.shape[::2]).transpose(0, 1).contiguous()),
+    "every other row": lambda: Fn(lambda x: x + F.pad(x[::2].sin(), (0, 0, 0, 0, 0, len(x) // 2))),
+    "a row for all": lambda: Fn(lambda x: x * x[:1].sigmoid() + x[-1].cos()),
 }  # fmt: skip
 
 
@@ -200,6 +210,19 @@ def check(net: nn.Module, primals: Any, tangents: Any, twin: nn.Module | None = 
     expected, tolerance = expect(net if twin is None else twin, primals, tangents)
     assert not du_dt.requires_grad
     assert float((du_dt - expected).norm()) <= tolerance * (1 + float(expected.norm()))
+    check_rows(net, primals, tangents)
+
+
+def check_rows(net: nn.Module, primals: Any, tangents: Any) -> None:
+    """One call in which the first rows move, against all rows with a direction that is 0 on the others."""
+    batch = len(primals[0])
+    for moving in range(1, batch):
+        first = torch.arange(batch) < moving
+        cut = [None if d is None else d * first.reshape(-1, *[1] * (d.dim() - 1)) for d in tangents]
+        u, du_dt = stopgrad_jvp_of_rows(net, primals, tangents, moving)
+        plain, expected = stopgrad_jvp(net, primals, tuple(cut))
+        assert torch.equal(u, plain)
+        assert float((du_dt - expected).norm()) <= 1e-12 * (1 + float(expected.norm()))
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
+from meanflow_ref.jvp.stopgrad import rowwise
 from meanflow_ref.jvp.stopgrad.table import RULES
 
 # Beside conftest's pythonpath: shared with no other room.
@@ -21,6 +22,14 @@ FAST = ("add", "addmm", "bmm", "cat", "chunk", "cumsum", "div", "expand", "fft.f
         "scatter_add", "softmax", "sub", "sum", "var", "where", "as_strided", "linalg.matrix_power", "masked_fill",
         "nn.functional.dropout", "polygamma", "squeeze", "transpose", "sort", "topk", "linalg.inv",
         "copysign")  # fmt: skip
+# Those with a line for rows, by the names of the database.
+ROWWISE_TOO = ("add", "addmm", "baddbmm", "bmm", "cat", "chunk", "clone", "div", "expand", "masked_fill", "matmul",
+               "mean", "mm", "mul", "nn.functional.avg_pool2d", "nn.functional.conv2d", "nn.functional.dropout",
+               "nn.functional.gelu", "nn.functional.group_norm", "nn.functional.interpolate",
+               "nn.functional.layer_norm", "nn.functional.linear", "nn.functional.pad", "nn.functional.pixel_shuffle",
+               "nn.functional.scaled_dot_product_attention", "nn.functional.silu", "permute", "pow", "reshape", "rsub",
+               "select", "softmax", "split", "squeeze", "stack", "sub", "sum", "t", "transpose", "unbind", "unsqueeze",
+               "view", "where", "einsum", "narrow", "log_softmax", "softmax", "cumsum", "roll")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -38,6 +47,17 @@ def test_a_tenth_of_the_database() -> None:
     verdicts = {name_of(op): judge(op) for op in operations() if op.name in FAST}
     assert len(verdicts) >= len(FAST)
     assert not {name: v for name, v in verdicts.items() if v != "right"}
+
+
+def test_a_tenth_of_the_database_where_some_rows_move() -> None:
+    verdicts = {name_of(op): judge(op, rows=True) for op in operations() if op.name in ROWWISE_TOO}
+    assert not {name: v for name, v in verdicts.items() if v != "right"}
+
+
+@pytest.mark.slow
+def test_the_whole_database_where_some_rows_move() -> None:
+    verdicts = {name_of(op): judge(op, rows=True) for op in operations()}
+    assert not {name: v for name, v in verdicts.items() if v not in ("right", "refused", "no oracle")}
 
 
 @pytest.mark.parametrize(
@@ -58,3 +78,24 @@ def test_the_sweep_sees_a_wrong_rule(name: str, wrong: object, monkeypatch: pyte
         if op in RULES:
             monkeypatch.setitem(RULES, op, wrong)
     assert judge(entry).startswith("silent")
+
+
+@pytest.mark.parametrize(
+    ("name", "overload", "wrong"),
+    [
+        ("softmax", "_softmax.default", rowwise.placewise),  # along the rows too
+        (
+            "sum",
+            "sum.dim_IntList",
+            lambda call: rowwise.summed(call) and (call.op(call.tangent(call.args[0]), *call.args[1:]), 0),
+        ),
+        ("unbind", "unbind.int", lambda call: [(x, 0) for x in call.tangent(call.args[0]).unbind(*call.args[1:])]),
+        ("mul", "mul.Tensor", lambda call: (call.tangent(call.args[0]) * 1, call.dim(call.args[0]))),
+    ],
+)
+def test_the_sweep_sees_a_wrong_line(name: str, overload: str, wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    (entry,) = (op for op in operations() if name_of(op) == name)
+    assert judge(entry, rows=True) == "right"
+    packet, _, o = overload.partition(".")
+    monkeypatch.setitem(rowwise.ROWWISE, getattr(getattr(torch.ops.aten, packet), o), wrong)
+    assert judge(entry, rows=True) not in ("right", "no oracle", "refused")
