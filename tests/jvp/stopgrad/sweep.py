@@ -31,6 +31,8 @@ _NO_ORACLE = (
     "half", "chalf", "__r", "new_empty", "uniform", "cauchy", "exponential", "geometric", "log_normal",
 )  # fmt: skip
 SAMPLES = 4
+# Their further results are constants to reverse mode.
+_STATISTICS = ("native_group_norm", "native_layer_norm")
 # Among the first are many of few dimensions, which no rows lie in.
 SAMPLES_OF_ROWS = 16
 
@@ -95,6 +97,14 @@ def _judge_call(form: Callable[..., Any], sample: Any, seed: int) -> str:
         return "refused" if str(error) else "a refusal that says nothing"
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:160]}"
+    if rows is not None:
+        # 0 times what is not finite: forward AD sees nan where a row does not move, the mode sees nothing.
+        expected = [
+            e if f is None or e is None else e.where(~((f == 0) & e.isnan()), 0)
+            for e, f in zip(expected, found, strict=True)
+        ]
+    if getattr(form, "__name__", "") in _STATISTICS:
+        expected, found = expected[:1], found[:1]
     return _compare(expected, found)
 
 
@@ -102,7 +112,9 @@ def _by_forward_ad(form: Any, arguments: Any, along: dict[int, Tensor]) -> list[
     with forward_ad.dual_level():
 
         def dual(x: Any) -> Any:
-            return forward_ad.make_dual(x.clone(), along[id(x)].clone()) if id(x) in along else x  # type: ignore[no-untyped-call]
+            if id(x) not in along:
+                return x.clone() if isinstance(x, Tensor) else x  # an in-place form may write into it
+            return forward_ad.make_dual(x.clone(), along[id(x)].clone())  # type: ignore[no-untyped-call]
 
         out = _call(form, pytree.tree_map(dual, arguments))
         return [
@@ -144,7 +156,7 @@ def _by_mode(
 
     def copy(x: Any) -> Any:
         if id(x) not in along:
-            return x
+            return x.clone() if isinstance(x, Tensor) else x
         tangent, dim = along[id(x)], dims.get(id(x))
         if rows is not None and dim is not None:
             tangent = tangent.narrow(dim, 0, rows.part(x.shape[dim])).clone()
