@@ -1,48 +1,51 @@
 """The derivative on the rows that need one: where r = t it is multiplied by 0.
 
-Two calls of the network, one with a tangent and one without, cost less than one with a tangent throughout as long as
-enough rows have r = t: the second call costs its overhead, and a tangent pass a third of a flow-matching step.
+The stop-gradient JVP does it in one call of the network, in which only some rows carry a tangent. Other backends take
+two calls, one with a tangent and one without, which pays while enough rows have r = t.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from meanflow_ref._typing import JvpBackend
-from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp, stopgrad_jvp_of_rows
+from meanflow_ref.jvp.stopgrad.front import recorded, stopgrad_jvp, stopgrad_jvp_of_rows
 
-# Measured (benchmarks/results/cpu-2core): with r != t on 25 % of the rows two calls cost 1.22 and 1.29 flow-matching
-# steps on a perceptron and a transformer where one call costs 1.47 and 1.52, on 75 % they gain nothing. On a batch of 4
-# they lose at any share: a call on one row is slow for its size. The crossing lies between; half is the cautious side.
-PAYS_BELOW = 0.5
-PAYS_FROM_ROWS = 8
-# Below so many numbers a step is nothing but the overhead of its operations, which a second call doubles.
-PAYS_FROM_NUMBERS = 1 << 12
+# Rows cost some microseconds an operation, and save the tangent's arithmetic on the others. Measured on perceptrons 64
+# to 256 wide, batches of 64 to 1024: even where parameters times rows spared is 5e7. On other devices nothing was
+# measured: a thousand times as many is the cautious side.
+PAYS_FROM = {"cpu": 1 << 26}
+PAYS_FROM_ELSEWHERE = 1 << 36
+
+_PARAMETERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
-def rows_pay(net: Callable[..., Any], z: Tensor, moving: Tensor) -> bool:
-    """Whether two calls are allowed, and cheaper.
+def rows_pay(backend: object, net: Callable[..., Any], z: Tensor, moving: Tensor) -> bool:
+    """Whether one call in which only the rows of ``moving`` carry a tangent is possible, and cheaper.
 
-    They are not allowed where the rows of a batch see each other (BatchNorm in training), where a wrapper counts on
-    one forward pass before a backward pass (DistributedDataParallel), and under ``torch.compile``, whose graph would
-    depend on the data.
+    It is not possible under ``torch.compile`` and ``make_fx``, whose graph would depend on the data.
     """
-    if torch.compiler.is_compiling() or len(z) < PAYS_FROM_ROWS or z.numel() < PAYS_FROM_NUMBERS:
-        return False
     net = getattr(net, "net", net)
-    if isinstance(net, nn.parallel.DistributedDataParallel):
+    if backend is not stopgrad_jvp or not isinstance(net, nn.Module) or z.dim() < 2:
         return False
-    if isinstance(net, nn.Module) and any(_couples_rows(module) for module in net.modules()):
+    if torch.compiler.is_compiling() or recorded():
         return False
-    return float(moving.float().mean()) <= PAYS_BELOW
+    # Multiplications of a forward pass, guessed: a parameter works once in each place of each row.
+    work = _parameters(net) * len(z) * math.prod(z.shape[2:])
+    worth = PAYS_FROM.get(z.device.type, PAYS_FROM_ELSEWHERE)
+    return work >= worth and work * (1 - float(moving.float().mean())) >= worth
 
 
-def _couples_rows(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+def _parameters(net: nn.Module) -> int:
+    if net not in _PARAMETERS:
+        _PARAMETERS[net] = sum(p.numel() for p in net.parameters())
+    return _PARAMETERS[net]
 
 
 def jvp_on_rows(

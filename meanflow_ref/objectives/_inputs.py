@@ -14,8 +14,7 @@ _HALF = (torch.float16, torch.bfloat16)
 def check_inputs(states: dict[str, Tensor], r: Tensor, t: Tensor, label: Tensor | None) -> None:
     """Raise unless the states agree with one another and with the times, one time and label a row.
 
-    Values (NaN, range and order of the times) are not looked at under ``torch.compile`` or
-    ``torch.func.vmap``, which cannot branch on them.
+    What they hold is looked at by :func:`check_values`.
 
     Args:
         states: Name to ``(B, *event)``; the first fixes shape, dtype and device.
@@ -45,8 +44,6 @@ def check_inputs(states: dict[str, Tensor], r: Tensor, t: Tensor, label: Tensor 
                 f"`label` is {type(label).__name__}.", "a torch.Tensor, one label a row", "torch.as_tensor(label)"
             )
         _require_rows(label, anchor, "`label`", first, "label")
-    if not torch.compiler.is_compiling():
-        _check_values(states, r, t)
 
 
 def _require_kind(anchor: Tensor, x: Tensor, first: str, name: str) -> None:
@@ -70,11 +67,24 @@ def _require_rows(x: Tensor, anchor: Tensor, name: str, first: str, variable: st
         )
 
 
-def _check_values(states: dict[str, Tensor], r: Tensor, t: Tensor) -> None:
-    # NaN times fail every comparison, so they are caught here as well.
-    sound = ((r >= 0) & (r <= t) & (t <= 1)).all()
-    for state in states.values():
-        sound = sound & torch.isfinite(state).all()
+def check_values(states: dict[str, Tensor], z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> None:
+    """Raise unless ``0 <= r <= t <= 1`` and all states are finite.
+
+    Nothing is looked at under ``torch.compile`` or ``torch.func.vmap``, which cannot branch on values.
+
+    Args:
+        states: Name to state, for the message.
+        z: State on the path; finite only where the data and the noise that it is a sum of are.
+        v: Velocity.
+        r: Start of the interval, ``(B,)``.
+        t: End of the interval, ``(B,)``.
+
+    """
+    if torch.compiler.is_compiling():
+        return
+    # NaN times fail every comparison. One infinite or NaN number makes a sum so, and then the sum less itself is NaN.
+    total = z.sum(dtype=torch.promote_types(z.dtype, torch.float32)) + v.sum()
+    sound = ((r >= 0) & (r <= t) & (t <= 1)).all() & (total - total == 0)
     try:
         if bool(sound):
             return

@@ -26,7 +26,7 @@ from meanflow_ref.errors import NetworkError, ParameterError
 from meanflow_ref.jvp import BACKENDS, get_backend
 from meanflow_ref.jvp.rng import replayed_rng
 from meanflow_ref.jvp.rows import jvp_on_rows, rows_pay
-from meanflow_ref.objectives._inputs import check_inputs
+from meanflow_ref.objectives._inputs import check_inputs, check_values
 from meanflow_ref.objectives.guidance import Guidance, require_labels
 from meanflow_ref.objectives.weighting import adaptive_weight, squared_norm
 from meanflow_ref.paths import LINEAR, AbstractPath
@@ -74,7 +74,7 @@ def meanflow_loss(
     norm: str = "sum",
     jvp: str | JvpBackend = "stopgrad",
     two_pass: bool = False,
-    rows: str = "all",
+    rows: str = "auto",
     convention: Convention | None = None,
 ) -> MeanFlowTerms:
     r"""MeanFlow loss of a batch of data and noise.
@@ -101,9 +101,10 @@ def meanflow_loss(
         two_pass: JVP without a graph, then a forward pass with one: the memory of flow matching for one more forward
             pass. Random layers draw the same numbers in both; layers with state (BatchNorm) are updated twice. Keeping
             the random numbers breaks a compiled graph, so that it runs under ``torch.compile`` without ``fullgraph``.
-        rows: ``"all"``; ``"moving"``: the derivative on the rows with r != t alone, the others in a second call of the
-            network (``du_dt`` is 0 there; guidance is on all rows); ``"auto"``: where that is allowed and pays
-            (:mod:`meanflow_ref.jvp.rows`).
+        rows: Rows that the derivative is computed on: ``"all"``; ``"moving"``, those with r != t alone (``du_dt`` is 0
+            at the others, where the target does not see it; guidance is on all rows); ``"auto"``, those where that
+            pays (:mod:`meanflow_ref.jvp.rows`). The stop-gradient JVP does it in one call of the network, its rows in
+            another order; other backends in two calls, and only on demand.
         convention: How ``net`` is called and which way its time runs.
 
     Returns:
@@ -125,22 +126,8 @@ def meanflow_loss(
     x_, eps_, t_ = _wide(x), _wide(eps), _column(_wide(t), x)
     z = formulas.interpolant(x_, eps_, path.alpha(t_), path.sigma(t_)).to(x.dtype)
     v = formulas.conditional_velocity(x_, eps_, path.alpha_dot(t_), path.sigma_dot(t_))
-    return meanflow_loss_at(
-        net,
-        z,
-        v,
-        r,
-        t,
-        label=label,
-        guidance=guidance,
-        weight_power=weight_power,
-        weight_eps=weight_eps,
-        norm=norm,
-        jvp=jvp,
-        two_pass=two_pass,
-        rows=rows,
-        convention=convention,
-    )
+    check_values({"x": x, "eps": eps, "z": z, "v": v}, z, v, r, t)
+    return _terms(net, z, v, r, t, label, guidance, weight_power, weight_eps, norm, jvp, two_pass, rows, convention)
 
 
 def meanflow_loss_at(
@@ -157,7 +144,7 @@ def meanflow_loss_at(
     norm: str = "sum",
     jvp: str | JvpBackend = "stopgrad",
     two_pass: bool = False,
-    rows: str = "all",
+    rows: str = "auto",
     convention: Convention | None = None,
 ) -> MeanFlowTerms:
     """MeanFlow loss at given states and velocities; with the marginal velocity, the exact u has loss 0.
@@ -189,6 +176,16 @@ def meanflow_loss_at(
 
     """
     check_inputs({"z": z, "v": v}, r, t, label)
+    check_values({"z": z, "v": v}, z, v, r, t)
+    return _terms(net, z, v, r, t, label, guidance, weight_power, weight_eps, norm, jvp, two_pass, rows, convention)
+
+
+def _terms(
+    net: Callable[..., Any], z: Tensor, v: Tensor, r: Tensor, t: Tensor, label: Tensor | None,
+    guidance: Guidance | None, weight_power: float, weight_eps: float, norm: str, jvp: str | JvpBackend,
+    two_pass: bool, rows: str, convention: Convention | None,
+) -> MeanFlowTerms:  # fmt: skip
+    """The loss at inputs that were looked at."""
     u_of = adapted(net, convention, label)
     v = _wide(v).detach()
 
@@ -212,7 +209,7 @@ def meanflow_loss_at(
     if two_pass:
         backend = partial(_two_passes, backend)
     moving = None if rows == "all" else r != t
-    if moving is not None and (rows == "moving" or rows_pay(net, z, moving)):
+    if moving is not None and (rows == "moving" or rows_pay(backend, net, z, moving)):
         u, du_dt = jvp_on_rows(backend, u_of, (z, r, t), tangents, label, moving)
     else:
         u, du_dt = backend(u_at, (z, r, t), tangents)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from meanflow_ref.bench.counters import count_cost
-from meanflow_ref.bench.scenarios import SMALL_SCENARIOS
+from meanflow_ref.bench.scenarios import SCENARIOS, SMALL_SCENARIOS
 from meanflow_ref.errors import ParameterError
+from meanflow_ref.jvp import get_backend
 from meanflow_ref.jvp.rows import rows_pay
+from meanflow_ref.jvp.stopgrad import stopgrad_jvp
 from meanflow_ref.models import MLP
 from meanflow_ref.objectives.guidance import Guidance
 from meanflow_ref.objectives.meanflow import meanflow_loss
@@ -34,7 +36,7 @@ def test_loss_and_gradient_are_those_of_all_rows(share: float, jvp: str) -> None
     for scenario in SMALL_SCENARIOS:
         net, data = SMALL_SCENARIOS[scenario].network(dtype=torch.float64), batch(share, scenario)
         some = meanflow_loss(net, *data, jvp=jvp, rows="moving")
-        every = meanflow_loss(net, *data, jvp=jvp)
+        every = meanflow_loss(net, *data, jvp=jvp, rows="all")
         torch.testing.assert_close(some.per_sample, every.per_sample, rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(gradient(some.loss, net), gradient(every.loss, net), rtol=1e-11, atol=1e-12)
         assert bool((some.du_dt[data.r == data.t] == 0).all())
@@ -57,10 +59,11 @@ def test_labels_guidance_and_two_passes_go_with_their_rows() -> None:
     assert float((other.target - every.target).norm()) > 1e-3
 
 
-def test_a_quarter_of_the_rows_costs_a_quarter_of_the_tangent() -> None:
+@pytest.mark.parametrize("scenario", SMALL_SCENARIOS)
+def test_a_quarter_of_the_rows_costs_a_quarter_of_the_tangent(scenario: str) -> None:
     """FLOPs, counted: forward and backward on all rows, a tangent on a quarter; the limit is 3.25/3 = 1.083."""
-    small = SMALL_SCENARIOS["mlp"]
-    net, data = small.network(dtype=torch.float64), batch(0.25)
+    small = SMALL_SCENARIOS[scenario]
+    net, data = small.network(dtype=torch.float64), batch(0.25, scenario)
 
     def flops(**options: Any) -> int:
         def step() -> None:
@@ -70,19 +73,35 @@ def test_a_quarter_of_the_rows_costs_a_quarter_of_the_tangent() -> None:
         return count_cost(step).flops
 
     none = flops(rows="moving", jvp=lambda fn, at, along: (fn(*at), torch.zeros_like(at[0])))
-    tangent = flops() - none
+    tangent = flops(rows="all") - none
     assert flops(rows="moving") - none == tangent / 4
 
 
 def test_when_it_pays() -> None:
     z = torch.zeros(512, 64)
     few, many = torch.arange(512) < 100, torch.arange(512) < 480
-    plain = nn.Linear(2, 2)
-    assert rows_pay(plain, z, few)
-    assert not rows_pay(plain, z, many)
-    assert not rows_pay(plain, z[:4], few[:4])
-    assert not rows_pay(nn.Sequential(nn.BatchNorm1d(2)), z, few)
-    assert rows_pay(nn.Sequential(nn.BatchNorm1d(2)).eval(), z, few)
+    wide, narrow = nn.Linear(512, 512), nn.Linear(64, 64)
+    assert rows_pay(stopgrad_jvp, wide, z, few)
+    assert not rows_pay(stopgrad_jvp, wide, z, many)
+    assert not rows_pay(stopgrad_jvp, narrow, z, few)
+    assert not rows_pay(stopgrad_jvp, wide, z[:4], few[:4])
+    assert not rows_pay(stopgrad_jvp, lambda z, r, t: z, z, few)
+    assert not rows_pay(get_backend("func"), wide, z, few)
+    # A network of images works in every place.
+    assert rows_pay(stopgrad_jvp, narrow, torch.zeros(16, 3, 64, 64), few[:16] & False)
+
+
+def test_it_is_done_where_it_pays() -> None:
+    """The default, on a network and a batch that are large enough: FLOPs of a quarter of a tangent."""
+    scenario = SCENARIOS["mlp"]
+    net, data = scenario.network(), scenario.data(share=0.25)
+
+    def flops(**options: Any) -> int:
+        return count_cost(lambda: meanflow_loss(net, *data, **options)).flops
+
+    assert flops() == flops(rows="moving")
+    # A forward and a tangent pass on all rows are 2 units, on a quarter 1.25.
+    assert flops() < 0.65 * flops(rows="all")
 
 
 def test_rows_of_an_unknown_kind() -> None:

@@ -152,7 +152,7 @@ def _dispatched(
         with ExitStack() as stack:
             stack.enter_context(blame_stopgrad())
             stack.enter_context(_without_fast_path())
-            if torch.is_grad_enabled() and not _recorded():
+            if torch.is_grad_enabled() and not recorded():
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_save_alias, _check_alias))
             stack.enter_context(mode)
             stack.enter_context(LeavingTorch(mode.tangents))
@@ -173,7 +173,7 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 # ---------------------------------------------------------------- what autograd keeps
 
 
-def _recorded() -> bool:
+def recorded() -> bool:
     """Whether ``make_fx`` records this call; it knows tensors, not aliases that are made behind its back."""
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return proxies is not None and proxies.get_proxy_mode() is not None

@@ -23,7 +23,7 @@ from meanflow_ref.kit.network.forward_mode import backward_fails, derivative, ob
 from meanflow_ref.kit.network.parts import by_module, dead_module, stiffness
 from meanflow_ref.kit.network.rows import coupled_rows, random_layers
 from meanflow_ref.kit.network.subject import Subject
-from meanflow_ref.objectives._inputs import check_inputs
+from meanflow_ref.objectives._inputs import check_inputs, check_values
 
 
 def check_network(
@@ -68,6 +68,7 @@ def check_network(
     """
     start = time.perf_counter()
     check_inputs({"z": z}, r, t, label)
+    check_values({"z": z}, z, z, r, t)
     if not callable(net):
         raise NetworkError(f"the network is {type(net).__name__}.", "a module or a function", "")
     convention = Convention(
