@@ -25,7 +25,7 @@ from meanflow_ref.jvp._blame import blame_stopgrad
 from meanflow_ref.jvp._moving import moving_part
 from meanflow_ref.jvp.double_backward import double_backward_jvp
 from meanflow_ref.jvp.stopgrad.mode import LeavingTorch, StopGradMode
-from meanflow_ref.jvp.stopgrad.tangents import Rows
+from meanflow_ref.jvp.stopgrad.tangents import Rows, Tangents
 
 _ACTIVE = threading.local()
 
@@ -153,7 +153,7 @@ def _dispatched(
             stack.enter_context(blame_stopgrad())
             stack.enter_context(_without_fast_path())
             if torch.is_grad_enabled() and not recorded():
-                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_save_alias, _check_alias))
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_saver(mode.tangents), _check_alias))
             stack.enter_context(mode)
             stack.enter_context(LeavingTorch(mode.tangents))
             u = fn(*copies)
@@ -179,13 +179,20 @@ def recorded() -> bool:
     return proxies is not None and proxies.get_proxy_mode() is not None
 
 
-_Saved: TypeAlias = "tuple[Tensor, int, weakref.ref[Tensor]]"
+_Saved: TypeAlias = "tuple[Tensor, int, weakref.ref[Tensor] | None]"
 
 
-def _save_alias(x: Tensor) -> _Saved:
-    """What autograd keeps in place of ``x``: an alias, so that x, and its tangent with it, dies with its last user."""
-    with torch._C._DisableTorchDispatch():
-        return x.detach(), x._version, weakref.ref(x)
+def _saver(tangents: Tangents) -> Callable[[Tensor], _Saved]:
+    """What autograd keeps in place of a tensor that moves: an alias, so that the tensor, and its tangent, can die."""
+    entries = tangents.entries
+
+    def save(x: Tensor) -> _Saved:
+        if id(x) not in entries:
+            return x, x._version, None
+        with torch._C._DisableTorchDispatch():
+            return x.detach(), x._version, weakref.ref(x)
+
+    return save
 
 
 def _check_alias(saved: _Saved) -> Tensor:
@@ -199,7 +206,9 @@ def _check_alias(saved: _Saved) -> Tensor:
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
             f"a tensor of shape {tuple(x.shape)} is at version {x._version}; expected version {version} instead."
         )
-    alive = original() if getattr(_ACTIVE, "inside", False) else None
+    if original is None or not getattr(_ACTIVE, "inside", False):
+        return x
+    alive = original()
     return x if alive is None else alive
 
 

@@ -22,7 +22,7 @@ def tangent_of_operation(tangents: Tangents, func: Op, out: Any, args: tuple[Any
     rule = RULES.get(func)
     if rule is constant:
         return None
-    if func in _TAKES_NUMBER:
+    if rule is None and func in _TAKES_NUMBER:
         raise TangentError(
             "the network takes a Python number (.item(), float(), int()) from a tensor that has a tangent; the "
             "derivative through that number would be lost.",
@@ -50,10 +50,10 @@ def _differentiable(out: Any) -> bool:
 
 def any_moves(tangents: Tangents, values: Any) -> bool:
     """Whether a tensor among the arguments has a tangent. All are looked at: an alias of unknown origin must show."""
-    live = False
+    live, moves = False, tangents.moves
     for value in values:
         if isinstance(value, Tensor):
-            live |= tangents.moves(value)
+            live |= moves(value)
         elif isinstance(value, tuple | list):
             live |= any_moves(tangents, value)
     return live

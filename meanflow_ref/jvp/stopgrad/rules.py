@@ -117,7 +117,8 @@ def multiplied(d: TangentOf, op: Op, out: Any, x: Any, y: Any) -> Any:
         return dx * y
     if dx is None:
         return dy * x
-    return torch.addcmul(dx * y, x, dy) if x.dtype == y.dtype else dx * y + x * dy
+    # What was just made may be written into.
+    return (dx * y).addcmul_(x, dy) if x.dtype == y.dtype else dx * y + x * dy
 
 
 def divided(d: TangentOf, op: Op, out: Any, x: Any, y: Any, **rounding: Any) -> Any:
@@ -131,7 +132,7 @@ def divided(d: TangentOf, op: Op, out: Any, x: Any, y: Any, **rounding: Any) -> 
     return (-change if dx is None else dx - change) / y
 
 
-_FUSED = {aten.mm.default: torch.addmm, aten.bmm.default: torch.baddbmm, aten.mv.default: torch.addmv}
+_FUSED = {aten.mm.default: Tensor.addmm_, aten.bmm.default: Tensor.baddbmm_, aten.mv.default: Tensor.addmv_}
 
 
 def matmul(d: TangentOf, op: Op, out: Any, x: Tensor, y: Tensor, *more: Any) -> Any:

@@ -126,7 +126,10 @@ class Tangents:
     def moves(self, x: Tensor) -> bool:
         """Whether ``x`` has a tangent; raises as :meth:`get`."""
         entry = self.entries.get(id(x))
-        key = storage_key(x)
+        try:
+            key = x.untyped_storage()._cdata
+        except (RuntimeError, NotImplementedError):
+            key = 0
         if entry is None:
             return key in self._regions and self.get(x) is not None
         return entry.tangent is not None if entry.key == key else self.get(x) is not None
@@ -204,10 +207,7 @@ class Tangents:
             return
         if tangent.dtype != kind:
             tangent = tangent.to(kind)
-        shape = x.shape
-        if dim is not None:
-            assert self.rows is not None
-            shape = torch.Size((*shape[:dim], self.rows.part(shape[dim]), *shape[dim + 1 :]))
+        shape = x.shape if dim is None else self._shape_of_part(x, dim)
         if tangent.shape != shape:
             tangent = tangent.expand(shape)
         storage = _storage(x)
@@ -224,6 +224,10 @@ class Tangents:
             # A later write to the shadow is none of x's business.
             tangent = tangent.clone()
         self._register(x, tangent, region, key, dim)
+
+    def _shape_of_part(self, x: Tensor, dim: int) -> torch.Size:
+        assert self.rows is not None
+        return torch.Size((*x.shape[:dim], self.rows.part(x.shape[dim]), *x.shape[dim + 1 :]))
 
     def view(self, x: Tensor, base: Tensor) -> Tensor | None:
         """Tangent of ``x``, a view of ``base`` that no operation on base's tangent can make (``as_strided``)."""
