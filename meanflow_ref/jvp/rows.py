@@ -29,12 +29,13 @@ _PARAMETERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 def rows_pay(backend: object, net: Callable[..., Any], z: Tensor, moving: Tensor) -> bool:
     """Whether one call in which only the rows of ``moving`` carry a tangent is possible, and cheaper.
 
-    It is not possible under ``torch.compile`` and ``make_fx``, whose graph would depend on the data.
+    It is not possible under ``torch.compile`` and ``make_fx``, whose graph would depend on the data, nor where
+    operations arrive undivided, under inference mode.
     """
     net = getattr(net, "net", net)
     if backend is not stopgrad_jvp or not isinstance(net, nn.Module) or z.dim() < 2:
         return False
-    if torch.compiler.is_compiling() or recorded():
+    if torch.compiler.is_compiling() or recorded() or torch.is_inference_mode_enabled():
         return False
     # Multiplications of a forward pass, guessed: a parameter works once in each place of each row.
     work = _parameters(net) * len(z) * math.prod(z.shape[2:])
@@ -68,7 +69,8 @@ def jvp_on_rows(
 
     """
     some, others = moving.nonzero()[:, 0], (~moving).nonzero()[:, 0]
-    if backend is stopgrad_jvp and len(some) and len(others):
+    plain = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
+    if backend is stopgrad_jvp and plain and len(some) and len(others):
         return _in_one_call(fn, primals, tangents, label, some, others)
 
     def part(x: Tensor | None, index: Tensor) -> Tensor | None:

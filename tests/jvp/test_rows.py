@@ -107,3 +107,15 @@ def test_it_is_done_where_it_pays() -> None:
 def test_rows_of_an_unknown_kind() -> None:
     with pytest.raises(ParameterError, match="rows='some'"):
         meanflow_loss(SMALL_SCENARIOS["mlp"].network(dtype=torch.float64), *batch(0.5), rows="some")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_where_one_call_cannot_be_two_are() -> None:
+    net, data = SMALL_SCENARIOS["mlp"].network(dtype=torch.float64), batch(0.5)
+    expected = meanflow_loss(net, *data, rows="all")
+    with torch.inference_mode():
+        found = meanflow_loss(net, *data, rows="moving")
+    torch.testing.assert_close(found.target.clone(), expected.target, rtol=1e-12, atol=1e-13)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda: meanflow_loss(net, *data, rows="moving").target, backend="aot_eager")
+    torch.testing.assert_close(compiled(), expected.target, rtol=1e-12, atol=1e-13)
