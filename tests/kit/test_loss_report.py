@@ -82,6 +82,23 @@ def test_the_call_is_guessed(call: str) -> None:
     assert report.verdict == "correct"
 
 
+@pytest.mark.parametrize("told", [None, "z, (t, r)"])
+def test_two_times_in_one_tensor(told: str | None) -> None:
+    """``net(z, torch.stack([t, r], 1))``, guessed and told; and with r and t mixed up inside."""
+
+    def stacked(net: Any, mixed_up: bool) -> Any:
+        def inner(z: Tensor, r: Tensor, t: Tensor) -> Any:
+            return net(z, torch.stack([r, t] if mixed_up else [t, r], 1))
+
+        return inner
+
+    report = check_loss(lambda net, x: right(stacked(net, False), x), told)
+    assert report.verdict == "correct"
+    assert report.measured.get("call_guessed", told) == "z, (t, r)"
+    # Told that t comes first, the check finds a derivative along the wrong one.
+    assert check_loss(lambda net, x: right(stacked(net, True), x), "z, (t, r)").verdict == "wrong"
+
+
 def test_formulas_and_notes() -> None:
     assert check_loss(predicts_data).formula == "meanflow (x-prediction)"
     assert check_loss(huber).diagnoses[0].severity == "note"

@@ -80,7 +80,15 @@ def observe(target: Target, outputs: int, kind: int = 0) -> Recorder:
             "the loss never calls the network that it is given.", "a loss(model, x) that trains `model`",
             "pass a function that takes the network as its first argument",
         )  # fmt: skip
+    for values, _, _ in recorder.seen:
+        values[:] = [(name, _columns(value, target.event)) for name, value in values]
     return recorder
+
+
+def _columns(value: Any, event: tuple[int, ...]) -> Any:
+    """A tensor of two times a row as the pair that it is."""
+    pair = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 2 and value.shape[1] == 2
+    return value.unbind(1) if pair and tuple(value.shape[1:]) != event else value
 
 
 def fit_data(

@@ -294,6 +294,8 @@ def _unpack(token: Token, value: Any, values: dict[str, Any]) -> None:
     if isinstance(token, str):
         values[token] = value
         return
+    if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == len(token):
+        value = value.unbind(1)  # two times a row in one tensor
     if not isinstance(value, tuple | list) or len(value) != len(token):
         raise NetworkError(
             f"the network got {describe_arguments((value,), {})} where `call` has a tuple of {len(token)}.", "", ""
