@@ -4,12 +4,14 @@
 - :mod:`rules`: the table, one rule a line; :mod:`table`: how rules are kept and registered; :mod:`attention`: theirs.
 - :mod:`mode`: the dispatch form, below autograd; :mod:`tangents`, :mod:`writes`: whose tangent is whose, under views
   and writes; :mod:`fallback`: one operation by PyTorch's forward mode.
+- :mod:`precision`, :mod:`products`: products of tangents in half precision, on request.
 - :mod:`compiled`: pairs that ``torch.compile`` can trace.
 """
 
 from __future__ import annotations
 
 from meanflow_ref.jvp.stopgrad.front import require_graph, seen_tangent, stopgrad_jvp
+from meanflow_ref.jvp.stopgrad.precision import StopgradJvp, stopgrad_bf16_jvp
 from meanflow_ref.jvp.stopgrad.table import register_rule
 
-__all__ = ["register_rule", "require_graph", "seen_tangent", "stopgrad_jvp"]
+__all__ = ["StopgradJvp", "register_rule", "require_graph", "seen_tangent", "stopgrad_bf16_jvp", "stopgrad_jvp"]

@@ -22,6 +22,7 @@ from meanflow_ref._typing import TensorFunction
 from meanflow_ref._validate import require_output
 from meanflow_ref.errors import TangentError
 from meanflow_ref.jvp.stopgrad.attention import attention_tangent
+from meanflow_ref.jvp.stopgrad.products import product_dtype
 from meanflow_ref.jvp.stopgrad.rules import DIAGONAL
 
 aten: Any = torch.ops.aten
@@ -128,6 +129,11 @@ def pair(value: Tensor, tangent: Any) -> Any:
     if tangent is None:
         return value
     return Pair(value, tangent if tangent.shape == value.shape else tangent.expand(value.shape))
+
+
+def _as(x: Tensor, low: torch.dtype | None) -> Tensor:
+    """An operand of a product of tangents, rounded where that was asked for; :class:`Pair` widens the result."""
+    return x if low is None else x.to(low)
 
 
 # ---------------------------------------------------------------- rules, in the groups of the table
@@ -253,10 +259,11 @@ def product(func: Any, x: Any, y: Any) -> Any:
     """Matrix products: x' y + x y'."""
     out = func(value_of(x), value_of(y))
     dx, dy = d(x), d(y)
+    low = product_dtype(out.dtype)
     with torch.no_grad():
-        tangent = None if dx is None else torch.matmul(dx, still(y))
+        tangent = None if dx is None else torch.matmul(_as(dx, low), _as(still(y), low))
         if dy is not None:
-            second = torch.matmul(still(x), dy)
+            second = torch.matmul(_as(still(x), low), _as(dy, low))
             tangent = second if tangent is None else tangent + second
     return pair(out, tangent)
 
@@ -265,10 +272,11 @@ def affine(func: Any, x: Any, w: Any, bias: Any = None) -> Any:
     """x w^T + b of a linear layer."""
     out = func(value_of(x), value_of(w), value_of(bias))
     dx, dw, db = d(x), d(w), d(bias)
+    low = product_dtype(out.dtype)
     with torch.no_grad():
-        tangent = None if dx is None else func(dx, still(w))
+        tangent = None if dx is None else func(_as(dx, low), _as(still(w), low))
         if dw is not None:
-            second = func(still(x), dw)
+            second = func(_as(still(x), low), _as(dw, low))
             tangent = second if tangent is None else tangent + second
         if db is not None:
             tangent = db if tangent is None else tangent + db
@@ -279,9 +287,11 @@ def convolved(func: Any, x: Any, w: Any, bias: Any = None, *args: Any, **kwargs:
     """w * x + b."""
     if d(w) is not None or d(bias) is not None:
         return by_forward_mode(func, x, w, bias, *args, **kwargs)
+    out = func(x.value, w, bias, *args, **kwargs)
+    low = product_dtype(out.dtype)
     with torch.no_grad():
-        tangent = func(x.tangent, still(w), None, *args, **kwargs)
-    return Pair(func(x.value, w, bias, *args, **kwargs), tangent)
+        tangent = func(_as(x.tangent, low), _as(still(w), low), None, *args, **kwargs)
+    return Pair(out, tangent)
 
 
 def einsum(func: Any, equation: str, *operands: Any) -> Any:
