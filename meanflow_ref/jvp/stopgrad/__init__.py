@@ -1,7 +1,8 @@
 """The stop-gradient JVP: the derivative of a MeanFlow step at the price it must have, and no more.
 
 - :mod:`front`: the entry, :func:`stopgrad_jvp`.
-- :mod:`rules`: the table, one rule a line; :mod:`table`: how rules are kept and registered; :mod:`attention`: theirs.
+- :mod:`rules`: the table, one rule a line; :mod:`table`: how rules are kept and registered; :mod:`attention`: theirs;
+  :mod:`flash`: an outside kernel in its place.
 - :mod:`mode`: the dispatch form, below autograd; :mod:`tangents`, :mod:`writes`: whose tangent is whose, under views
   and writes; :mod:`fallback`: one operation by PyTorch's forward mode.
 - :mod:`precision`, :mod:`products`: products of tangents in half precision, on request.
@@ -10,8 +11,17 @@
 
 from __future__ import annotations
 
+from meanflow_ref.jvp.stopgrad.flash import use_jvp_flash_attention
 from meanflow_ref.jvp.stopgrad.front import require_graph, seen_tangent, stopgrad_jvp
 from meanflow_ref.jvp.stopgrad.precision import StopgradJvp, stopgrad_bf16_jvp
 from meanflow_ref.jvp.stopgrad.table import register_rule
 
-__all__ = ["StopgradJvp", "register_rule", "require_graph", "seen_tangent", "stopgrad_bf16_jvp", "stopgrad_jvp"]
+__all__ = [
+    "StopgradJvp",
+    "register_rule",
+    "require_graph",
+    "seen_tangent",
+    "stopgrad_bf16_jvp",
+    "stopgrad_jvp",
+    "use_jvp_flash_attention",
+]
