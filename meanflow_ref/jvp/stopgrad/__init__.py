@@ -5,15 +5,15 @@
   :mod:`flash`: an outside kernel in its place.
 - :mod:`mode`: the dispatch form, below autograd; :mod:`tangents`, :mod:`writes`: whose tangent is whose, under views
   and writes; :mod:`fallback`: one operation by PyTorch's forward mode.
-- :mod:`precision`, :mod:`products`: products of tangents in half precision, on request.
+- :mod:`backend`, :mod:`products`: products of tangents in half precision, on request.
 - :mod:`compiled`: pairs that ``torch.compile`` can trace.
 """
 
 from __future__ import annotations
 
+from meanflow_ref.jvp.stopgrad.backend import StopgradJvp, stopgrad_bf16_jvp
 from meanflow_ref.jvp.stopgrad.flash import use_jvp_flash_attention
 from meanflow_ref.jvp.stopgrad.front import require_graph, seen_tangent, stopgrad_jvp
-from meanflow_ref.jvp.stopgrad.precision import StopgradJvp, stopgrad_bf16_jvp
 from meanflow_ref.jvp.stopgrad.table import register_rule
 
 __all__ = [

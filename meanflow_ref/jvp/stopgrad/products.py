@@ -1,4 +1,4 @@
-"""In which dtype the products of tangents run: a switch, set by :mod:`precision`, that the bilinear rules read."""
+"""In which dtype the products of tangents run: a switch, set by :mod:`backend`, that the bilinear rules read."""
 
 from __future__ import annotations
 

@@ -58,11 +58,11 @@ class Kernel:
         dk = dk * 0 if self.wrong == "no dk" else dk
         causal = causal and self.wrong != "not causal"
         # A central difference in float64: it runs below autograd, where there is no forward mode.
-        at, along = [x.double() for x in (q, k, v)], [x.double() for x in (dq, dk, dv)]
-        ahead, behind = (
-            written_out(*[x + step * d for x, d in zip(at, along, strict=True)], causal=causal, scale=scale)
-            for step in (H, -H)
-        )
+        values = []
+        for step in (H, -H):
+            at = [x.double() + step * d.double() for x, d in zip((q, k, v), (dq, dk, dv), strict=True)]
+            values.append(written_out(at[0], at[1], at[2], causal, scale))
+        ahead, behind = values
         tangent = ((ahead - behind) / (2 * H)).to(q.dtype) * (math.nan if self.wrong == "nan" else 1)
         return written_out(q, k, v, causal, scale), (tangent, torch.empty(q.shape[:-1]), None, q.shape[-1])
 

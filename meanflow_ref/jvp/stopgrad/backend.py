@@ -1,20 +1,25 @@
-"""Products of tangents in half precision under a wider primal.
+"""The stop-gradient JVP with options, as a backend.
 
-du/dt only enters a target behind a stop-gradient, times ``t - r`` and beside the noise of a sample, so that its
-rounding is not the gradient's. The bilinear operations (matrix products, convolutions) are nearly all of its cost:
-their operands are rounded to half precision, a product at a time, and what they return is wide again. Everything else
-of the tangent (sums, norms, softmax, fused attention) stays in the dtype of the primal, as does u with its whole graph.
+*Products of tangents in half precision.* du/dt only enters a target behind a stop-gradient, times ``t - r`` and beside
+the noise of a sample, so that its rounding is not the gradient's. The bilinear operations (matrix products,
+convolutions) are nearly all of its cost: their operands are rounded to half precision, a product at a time, and what
+they return is wide again. Everything else of the tangent (sums, norms, softmax, fused attention) stays in the dtype of
+the primal, as does u with its whole graph.
+
+*A guard.* du/dt has no graph, so that an objective that lacks its stop-gradient trains as if it had it. That is what
+MeanFlow wants and what another objective must not be left to find out: the guard raises where a gradient arrives.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from meanflow_ref._typing import TensorFunction
-from meanflow_ref.errors import ParameterError
+from meanflow_ref.errors import ParameterError, TangentError
 from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp
 from meanflow_ref.jvp.stopgrad.products import SWITCH
 
@@ -33,6 +38,8 @@ class StopgradJvp:
     Args:
         tangent_dtype: ``torch.bfloat16``, or ``torch.float16``, whose error is an eighth of that but which overflows
             beyond 65504, where a stiff time embedding can take a tangent; ``None`` is the dtype of the primal.
+        guard: Whether du_dt raises ``TangentError`` in a backward pass that reaches it, for objectives that are ported
+            to this backend. ``meanflow_loss`` detaches du_dt and never meets it. Not under ``torch.compile``.
 
     Raises:
         ParameterError: If the dtype is another one.
@@ -40,6 +47,7 @@ class StopgradJvp:
     """
 
     tangent_dtype: torch.dtype | None = None
+    guard: bool = False
 
     def __post_init__(self) -> None:
         if self.tangent_dtype not in (None, torch.bfloat16, torch.float16):
@@ -52,7 +60,7 @@ class StopgradJvp:
     def __call__(
         self, fn: TensorFunction, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], /
     ) -> tuple[Tensor, Tensor]:
-        """Value with its graph, derivative without one; :func:`stopgrad_jvp`, which it calls. Source: mf:8.
+        """Value with its graph, derivative without one, by :func:`stopgrad_jvp`. Source: mf:8.
 
         Args:
             fn: A function of ``primals`` that returns one tensor.
@@ -62,13 +70,35 @@ class StopgradJvp:
         Returns:
             ``u``, bit for bit that of ``fn(*primals)``, and ``du_dt`` in u's dtype.
 
+        Raises:
+            MeanFlowError: As :func:`stopgrad_jvp`.
+
         """
         before = SWITCH.dtype
         SWITCH.dtype = self.tangent_dtype
         try:
-            return stopgrad_jvp(fn, primals, tangents)
+            u, du_dt = stopgrad_jvp(fn, primals, tangents)
         finally:
             SWITCH.dtype = before
+        if self.guard and u.requires_grad and not torch.compiler.is_compiling():
+            du_dt = _Guard.apply(du_dt, u)  # type: ignore[no-untyped-call]
+        return u, du_dt
+
+
+class _Guard(torch.autograd.Function):
+    """du_dt as a function of u by name alone, so that the engine comes here with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, du_dt: Tensor, u: Tensor) -> Tensor:
+        return du_dt.view_as(du_dt)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Any:
+        raise TangentError(
+            "a gradient goes through du_dt, which carries none: it comes from a stop-gradient JVP.",
+            "a stop-gradient around du_dt, as MeanFlow has one: target = (v - (t - r) * du_dt).detach()",
+            'jvp="func" or jvp="forward_ad", whose du_dt has a graph, for an objective that differentiates through it',
+        )
 
 
 stopgrad_bf16_jvp = StopgradJvp(torch.bfloat16)
