@@ -44,7 +44,8 @@ def methods(x: Tensor) -> Tensor:
     y = y * number(x)
     y = torch.softmax(x.sin().exp() + y, -1)
     parts: Tensor = x.unflatten(1, (2, 3))  # type: ignore[no-untyped-call]
-    return 2 / (y + number(x)) - y.tanh() + torch.pow(2, x) - x**2 + parts.flatten(1).norm(dim=1, keepdim=True)
+    out: Tensor = 2 / (y + number(x)) - y.tanh() + torch.pow(2, x) - x**2 + parts.flatten(1).norm(dim=1, keepdim=True)
+    return out
 
 
 def functions(x: Tensor) -> Tensor:
