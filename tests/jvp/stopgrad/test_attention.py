@@ -331,3 +331,15 @@ def test_arguments_and_results_of_the_cuda_kernels(case: str, scale: float | Non
     assert len(found) == len(out)
     assert all(part is None for part in found[1:])
     torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_row_that_sees_nothing_has_tangent_zero() -> None:
+    """Its logsumexp is -inf and its value 0, as the fused kernels have it."""
+    q, k, v, dq, dk, dv = draw(1, 2, 4, 8, count=6)
+    mask = torch.zeros(4, 4, dtype=F64)
+    mask[2] = -torch.inf
+    scores = q @ k.transpose(-1, -2) + mask
+    out = scores.softmax(-1).nan_to_num(0.0) @ v
+    found = attention_tangent(q, k, v, out, scores.logsumexp(-1), dq, dk, dv, scale=1.0, mask=mask)
+    assert torch.equal(found[:, :, 2], torch.zeros(1, 2, 8, dtype=F64))
+    assert bool((found[:, :, [0, 1, 3]] != 0).all())
