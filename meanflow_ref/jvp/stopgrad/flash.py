@@ -4,11 +4,11 @@ The package computes value and tangent of attention in one kernel. torch's fused
 autograd's graph, by the time a rule runs, so that the kernel's value is dropped and its tangent kept: three times the
 products of a forward pass, tile by tile on the chip, where :mod:`attention` sends blocks of scores through memory.
 
-What is known of it (version 0.14.0): the kernel agrees with forward AD to float32 rounding under Triton's interpreter
-(3.6), at 32, 64 and 128 wide heads, causal and not. It has not been run on a GPU here. It reads and writes beyond its
-tensors where the tokens are no multiple of 32, and an additive mask that is not its own constant comes out wrong by
-tens of per cent, so that those cases, like all it does not take (grouped heads, cross-attention, masks, widths other
-than 32, 64, 128 and 256), stay with :mod:`attention`. Triton 3.9 cannot build it any more.
+What is known of it (version 0.14.0): under Triton's interpreter (3.6) the kernel agrees with forward AD to float32
+rounding, at heads 32, 64 and 128 wide, causal and not. It has not been run on a GPU here. Where the tokens are no
+multiple of 32 it wrote beyond its tensors there, and an additive mask other than 0 and its own constant came out wrong
+by tens of per cent. Those cases, like all it does not take (grouped heads, cross-attention, other widths), stay with
+:mod:`attention`. Triton 3.9 has no block pointers any more, which the kernel is written with.
 """
 
 from __future__ import annotations

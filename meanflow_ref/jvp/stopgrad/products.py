@@ -15,7 +15,9 @@ _WIDE = (torch.float32, torch.float64)
 
 
 class _Switch(threading.local):
-    dtype: torch.dtype | None = None
+    def __init__(self) -> None:
+        # In each thread, and not of the class: Dynamo guards on what an instance holds.
+        self.dtype: torch.dtype | None = None
 
 
 # Each thread's own; None is the dtype of the primal.

@@ -271,6 +271,24 @@ def test_compiled_into_one_graph(scenario: str) -> None:
     torch.compiler.reset()
 
 
+def test_one_compiled_function_keeps_the_dtypes_apart() -> None:
+    torch.compiler.reset()
+    x, w, d = whole(3, 4, seed=0), whole(4, 5, seed=1), torch.full((3, 4), 1 + 2.0**-12)
+    compiled = torch.compile(
+        lambda backend, x, d: backend(lambda a: torch.matmul(a, w), (x,), (d,))[1], fullgraph=True, backend="eager"
+    )
+    rounded = d.bfloat16().float() @ w
+    for _ in range(2):
+        for backend, expected in (
+            (stopgrad_jvp, d @ w),
+            (StopgradJvp(), d @ w),
+            (BF16, rounded),
+            (StopgradJvp(), d @ w),
+        ):
+            assert torch.equal(compiled(backend, x, d), expected)
+    torch.compiler.reset()
+
+
 def test_work_and_memory_are_those_of_the_plain_one() -> None:
     """No copy of the weights outlives its product."""
     sized = SCENARIOS["mlp"]
