@@ -161,6 +161,13 @@ def test_what_is_added_to_a_product_is_not_rounded() -> None:
     assert torch.equal(added, torch.mm(whole(3, 4, seed=2), w.T))
 
 
+def test_a_float64_primal_is_rounded_as_well() -> None:
+    x, w, d = whole(3, 4, seed=0).double(), whole(4, 5, seed=1).double(), torch.full((3, 4), 1 + 2.0**-12).double()
+    _, du_dt = BF16(torch.mm, (x, w), (d, None))
+    assert du_dt.dtype == torch.float64
+    assert torch.equal(du_dt, d.bfloat16().double() @ w)
+
+
 def test_a_matrix_times_itself() -> None:
     x, d = whole(4, 4, seed=0), whole(4, 4, seed=1)
     _, du_dt = BF16(lambda x: x @ x, (x,), (d,))
@@ -290,10 +297,13 @@ def test_one_compiled_function_keeps_the_dtypes_apart() -> None:
 
 
 def test_work_and_memory_are_those_of_the_plain_one() -> None:
-    """No copy of the weights outlives its product."""
+    """No copy of the weights outlives its product, and no operand is copied that meets no tangent."""
     sized = SCENARIOS["mlp"]
     net, batch = sized.network(), sized.data()
     plain, mine = (count_cost(METHODS[name].step(net, batch)) for name in ("stopgrad", "stopgrad_bf16"))
     assert mine.flops == plain.flops
+    # Two operands down, one result up.
+    products = sum(isinstance(module, nn.Linear) for module in net.modules())
+    assert plain.kernels < mine.kernels <= plain.kernels + 3 * products
     largest = max(p.numel() for p in net.parameters()) + batch.x.shape[0] * 384
     assert mine.peak_bytes <= plain.peak_bytes + 4 * largest
