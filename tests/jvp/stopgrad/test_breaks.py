@@ -53,7 +53,23 @@ def functions(x: Tensor) -> Tensor:
     return torch.sin(x) * torch.exp(x) + F.silu(torch.cos(x)) - torch.matmul(x, x.T) @ x.detach()
 
 
-BREAKS = {"an operation after one": after_one, "methods between": methods, "functions": functions}
+def one_function_after_another(x: Tensor) -> Tensor:
+    torch.detach(x).sum().item()
+    return torch.exp(x)
+
+
+def one_method_after_another(x: Tensor) -> Tensor:
+    x.detach().sum().item()
+    return x.exp()
+
+
+BREAKS = {
+    "an operation after one": after_one,
+    "methods between": methods,
+    "functions": functions,
+    "one function after another": one_function_after_another,
+    "one method after another": one_method_after_another,
+}
 
 
 # The break is what is tested; Dynamo reports it.
