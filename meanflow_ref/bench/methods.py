@@ -88,6 +88,12 @@ METHODS: dict[str, Method] = {
             "the same on the rows with r != t alone, the others in a second call",
             {"jvp": "stopgrad", "rows": "moving"},
         ),
+        Method(
+            "stopgrad_bf16",
+            "the stop-gradient JVP, its matrix products and convolutions of tangents in bfloat16",
+            {"jvp": "stopgrad_bf16"},
+            exact=False,
+        ),
         Method("func", "torch.func.jvp, the graph recorded through it", {"jvp": "func"}),
         Method("forward_ad", "dual tensors of torch.autograd.forward_ad", {"jvp": "forward_ad"}),
         Method("two_pass", "torch.func.jvp without a graph, then a forward pass", {"jvp": "func", "two_pass": True}),

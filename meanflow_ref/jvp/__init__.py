@@ -22,6 +22,8 @@ BACKENDS: dict[str, str] = {
     "double_backward": "meanflow_ref.jvp.double_backward:double_backward_jvp",
     "finite_difference": "meanflow_ref.jvp.finite_difference:finite_difference_jvp",
 }
+# Backends at other options, which are not exact: names to ask for, none that a proof or a comparison runs over.
+VARIANTS: dict[str, str] = {"stopgrad_bf16": "meanflow_ref.jvp.stopgrad:stopgrad_bf16_jvp"}
 _LOADED: dict[str, JvpBackend] = {}
 
 
@@ -42,15 +44,16 @@ def get_backend(backend: str | JvpBackend) -> JvpBackend:
 
 
 def _load(name: str) -> JvpBackend:
-    if name not in BACKENDS:
+    known = BACKENDS | VARIANTS
+    if name not in known:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, BACKENDS, n=1, cutoff=0.3)
+        near = get_close_matches(name, known, n=1, cutoff=0.3)
         raise ParameterError(f"jvp={name!r} is no backend.", _wanted(), f'jvp="{near[0]}"' if near else "")
-    module, attribute = BACKENDS[name].split(":")
+    module, attribute = known[name].split(":")
     backend: JvpBackend = getattr(import_module(module), attribute)
     return backend
 
 
 def _wanted() -> str:
-    return f"one of {', '.join(map(repr, BACKENDS))}, or a callable (fn, primals, tangents) -> (u, du_dt)"
+    return f"one of {', '.join(map(repr, BACKENDS | VARIANTS))}, or a callable (fn, primals, tangents) -> (u, du_dt)"

@@ -21,12 +21,27 @@ def moving_part(
 
     Raises:
         ShapeError: If there are not as many tangents as primals, or a tangent's shape is not its primal's.
-        DtypeError: If a tangent's dtype or device is not its primal's.
+        DtypeError: If a tangent's dtype or device is not its primal's, or one of them is no tensor.
 
     """
+    for name, given in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(given, tuple | list):
+            raise DtypeError(f"{name} is {type(given).__name__}.", "a tuple of tensors", f"({name},) for a single one")
     if len(primals) != len(tangents):
         raise ShapeError(f"{len(primals)} primals, {len(tangents)} tangents.", "one tangent (or None) for each primal")
     for i, (primal, tangent) in enumerate(zip(primals, tangents, strict=True)):
+        if not isinstance(primal, Tensor) or not (tangent is None or isinstance(tangent, Tensor)):
+            raise DtypeError(
+                f"primal {i} is {type(primal).__name__}, its tangent {type(tangent).__name__}.",
+                "tensors, and None for a tangent that is zero",
+                "torch.as_tensor(...), torch.ones_like(primal), or a lambda that holds what is no tensor",
+            )
+        if tangent is not None and not (primal.is_floating_point() or primal.is_complex()):
+            raise DtypeError(
+                f"primal {i} is {primal.dtype} and has a tangent.",
+                "a floating-point primal where there is a tangent",
+                "None for the tangent, or primal.to(torch.float32)",
+            )
         if tangent is not None and tangent.shape != primal.shape:
             raise ShapeError(
                 f"tangent {i} has shape {tuple(tangent.shape)}, its primal has {tuple(primal.shape)}.", "equal shapes"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from meanflow_ref._typing import JvpBackend
+from meanflow_ref.jvp.stopgrad.backend import StopgradJvp
 from meanflow_ref.jvp.stopgrad.front import recorded, stopgrad_jvp, stopgrad_jvp_of_rows
 
 # Rows cost some microseconds an operation, and save the tangent's arithmetic on the others. Measured on perceptrons 64
@@ -22,6 +23,8 @@ from meanflow_ref.jvp.stopgrad.front import recorded, stopgrad_jvp, stopgrad_jvp
 # measured: a thousand times as many is the cautious side.
 PAYS_FROM = {"cpu": 1 << 26}
 PAYS_FROM_ELSEWHERE = 1 << 36
+
+_Engine: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 _PARAMETERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
@@ -33,7 +36,7 @@ def rows_pay(backend: object, net: Callable[..., Any], z: Tensor, moving: Tensor
     operations arrive undivided, under inference mode.
     """
     net = getattr(net, "net", net)
-    if backend is not stopgrad_jvp or not isinstance(net, nn.Module) or z.dim() < 2:
+    if _engine(backend) is None or not isinstance(net, nn.Module) or z.dim() < 2:
         return False
     if torch.compiler.is_compiling() or recorded() or torch.is_inference_mode_enabled():
         return False
@@ -41,6 +44,13 @@ def rows_pay(backend: object, net: Callable[..., Any], z: Tensor, moving: Tensor
     work = _parameters(net) * len(z) * math.prod(z.shape[2:])
     worth = PAYS_FROM.get(z.device.type, PAYS_FROM_ELSEWHERE)
     return work >= worth and work * (1 - float(moving.float().mean())) >= worth
+
+
+def _engine(backend: object) -> _Engine | None:
+    """What runs a backend on the first rows in one call, if it can."""
+    if isinstance(backend, StopgradJvp):
+        return backend.of_rows
+    return stopgrad_jvp_of_rows if backend is stopgrad_jvp else None
 
 
 def _parameters(net: nn.Module) -> int:
@@ -70,8 +80,9 @@ def jvp_on_rows(
     """
     some, others = moving.nonzero()[:, 0], (~moving).nonzero()[:, 0]
     plain = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
-    if backend is stopgrad_jvp and plain and len(some) and len(others):
-        return _in_one_call(fn, primals, tangents, label, some, others)
+    engine = _engine(backend)
+    if engine is not None and plain and len(some) and len(others):
+        return _in_one_call(engine, fn, primals, tangents, label, some, others)
 
     def part(x: Tensor | None, index: Tensor) -> Tensor | None:
         return None if x is None else x[index]
@@ -92,6 +103,7 @@ def jvp_on_rows(
 
 
 def _in_one_call(
+    engine: _Engine,
     fn: Callable[..., Tensor],
     primals: tuple[Tensor, ...],
     tangents: tuple[Tensor | None, ...],
@@ -109,5 +121,5 @@ def _in_one_call(
     mine = sort(label, order)
     at = tuple(x.index_select(0, order) for x in primals)
     along = tuple(sort(d, order) for d in tangents)
-    u, du_dt = stopgrad_jvp_of_rows(lambda *args: fn(*args, mine), at, along, len(some))
+    u, du_dt = engine(lambda *args: fn(*args, mine), at, along, len(some))
     return u.index_select(0, back), du_dt.index_select(0, back)

@@ -23,7 +23,7 @@ from meanflow_ref import formulas
 from meanflow_ref._typing import JvpBackend
 from meanflow_ref.convention import Adapted, Convention, adapted
 from meanflow_ref.errors import NetworkError, ParameterError
-from meanflow_ref.jvp import BACKENDS, get_backend
+from meanflow_ref.jvp import BACKENDS, VARIANTS, get_backend
 from meanflow_ref.jvp.rng import replayed_rng
 from meanflow_ref.jvp.rows import jvp_on_rows, rows_pay
 from meanflow_ref.objectives._inputs import check_inputs, check_values
@@ -32,7 +32,7 @@ from meanflow_ref.objectives.weighting import adaptive_weight, squared_norm
 from meanflow_ref.paths import LINEAR, AbstractPath
 
 # Loaded now, since torch.compile cannot follow an import at the first call.
-for _name in BACKENDS:
+for _name in BACKENDS | VARIANTS:
     get_backend(_name)
 
 
@@ -97,7 +97,7 @@ def meanflow_loss(
         weight_power: ``p`` of the adaptive weight; 0 is the plain squared error.
         weight_eps: ``c`` of the adaptive weight.
         norm: ``"sum"`` or ``"mean"`` over the event.
-        jvp: A backend's name (:data:`meanflow_ref.jvp.BACKENDS`) or a backend.
+        jvp: A backend's name (:data:`meanflow_ref.jvp.BACKENDS`, or of its ``VARIANTS``) or a backend.
         two_pass: JVP without a graph, then a forward pass with one: the memory of flow matching for one more forward
             pass. Random layers draw the same numbers in both; layers with state (BatchNorm) are updated twice. Keeping
             the random numbers breaks a compiled graph, so that it runs under ``torch.compile`` without ``fullgraph``.

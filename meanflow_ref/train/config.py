@@ -83,7 +83,7 @@ class Config:
     objective: str = "meanflow"
     """`meanflow`, `flow-matching` (r = t in every row, no JVP), or pkg.mod:function of the same call."""
     jvp: str = "stopgrad"
-    """Backend that computes du/dt, by name; the exact ones give one gradient."""
+    """Backend that computes du/dt, by name; the exact ones give one gradient. `stopgrad_bf16`: tangents in bfloat16."""
     two_pass: bool = False
     """JVP without a graph, then a forward pass with one: the memory of flow matching for one more forward pass."""
     velocity: Literal["conditional", "marginal"] = "conditional"

@@ -118,6 +118,7 @@ PASSES = {
     # Its tangent pass runs below autograd, where the tap is not called: see the FLOPs.
     "stopgrad": Passes(1, 0, 1),
     "stopgrad_rows": Passes(1, 0, 1),
+    "stopgrad_bf16": Passes(1, 0, 1),
     "func": Passes(1, 1, 1),
     "forward_ad": Passes(1, 1, 1),
     "two_pass": Passes(2, 1, 1),

@@ -22,8 +22,8 @@ def gradient(scenario: str, method: str) -> Tensor:
 def test_gradient_is_that_of_the_baseline(scenario: str, method: str) -> None:
     expected = gradient(scenario, BASELINE)
     # Exact methods differ by float64 rounding; differences by their truncation, 1e-8 (one-sided) at best, times
-    # derivatives of the order of TIME_SCALE.
-    tolerance = 1e-12 if METHODS[method].exact else 1e-5
+    # derivatives of the order of TIME_SCALE; products in bfloat16 leave a few of its units, 2^-8, in the target.
+    tolerance = 1e-12 if METHODS[method].exact else 2e-2 if method == "stopgrad_bf16" else 1e-5
     difference = (gradient(scenario, method) - expected).norm() / expected.norm()
     assert float(difference) < tolerance
 

@@ -1,15 +1,28 @@
 """The stop-gradient JVP: the derivative of a MeanFlow step at the price it must have, and no more.
 
 - :mod:`front`: the entry, :func:`stopgrad_jvp`.
-- :mod:`rules`: the table, one rule a line; :mod:`table`: how rules are kept and registered; :mod:`attention`: theirs.
+- :mod:`rules`: the table, one rule a line; :mod:`table`: how rules are kept and registered; :mod:`attention`: theirs;
+  :mod:`flash`: an outside kernel in its place.
 - :mod:`mode`: the dispatch form, below autograd; :mod:`tangents`, :mod:`writes`: whose tangent is whose, under views
-  and writes; :mod:`fallback`: one operation by PyTorch's forward mode.
+  and writes; :mod:`fallback`: one operation by PyTorch's forward mode; :mod:`rowwise`: tangents of some rows.
+- :mod:`backend`, :mod:`products`: products of tangents in half precision, on request.
 - :mod:`compiled`: pairs that ``torch.compile`` can trace.
 """
 
 from __future__ import annotations
 
-from meanflow_ref.jvp.stopgrad.front import require_graph, seen_tangent, stopgrad_jvp
+from meanflow_ref.jvp.stopgrad.backend import StopgradJvp, stopgrad_bf16_jvp
+from meanflow_ref.jvp.stopgrad.flash import use_jvp_flash_attention
+from meanflow_ref.jvp.stopgrad.front import require_graph, seen_tangent, stopgrad_jvp, stopgrad_jvp_of_rows
 from meanflow_ref.jvp.stopgrad.table import register_rule
 
-__all__ = ["register_rule", "require_graph", "seen_tangent", "stopgrad_jvp"]
+__all__ = [
+    "StopgradJvp",
+    "register_rule",
+    "require_graph",
+    "seen_tangent",
+    "stopgrad_bf16_jvp",
+    "stopgrad_jvp",
+    "stopgrad_jvp_of_rows",
+    "use_jvp_flash_attention",
+]

@@ -17,16 +17,37 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.decorators import skip_code  # type: ignore[attr-defined]
 
 from meanflow_ref._typing import TensorFunction
 from meanflow_ref._validate import require_output
-from meanflow_ref.errors import TangentError
+from meanflow_ref.errors import ForwardADError, MeanFlowError, TangentError
 from meanflow_ref.jvp.stopgrad.attention import attention_tangent
+from meanflow_ref.jvp.stopgrad.products import product_dtype
 from meanflow_ref.jvp.stopgrad.rules import DIAGONAL
+from meanflow_ref.jvp.stopgrad.table import RULES as OF_OPERATIONS
 
 aten: Any = torch.ops.aten
 _SPACES: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn, torch.special)
 RULES: dict[Any, Callable[..., Any]] = {}
+
+
+def inlined_only(function: Any) -> Any:
+    """The function, which Dynamo traces as part of a network and never by itself.
+
+    Where a network breaks the graph, what it calls then is compiled call by call, and what was compiled is looked up
+    without a look at a C function among the arguments or in a closure (torch 2.13): ``exp`` would run as ``sin``.
+    """
+    skip_code(function.__code__)
+    return function
+
+
+@inlined_only
+def answer(rule: Callable[..., Any], func: Any, args: Any, kwargs: Any) -> Any:
+    """What a rule makes of a call; in eager mode, after a graph break, without Dynamo."""
+    if torch.compiler.is_dynamo_compiling():
+        return rule(func, *args, **kwargs)
+    return torch._dynamo.disable(rule)(func, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 class Pair:
@@ -37,28 +58,9 @@ class Pair:
         self.tangent = tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
 
     @classmethod
+    @inlined_only
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # Python functions of torch's, which Dynamo cannot look up in a dictionary.
-        if func is Tensor.__pow__:
-            return power(torch.pow, *args)
-        if func is Tensor.matmul and not isinstance(args[0], Pair):
-            # Dynamo turns both `pair @ tensor` and `tensor @ pair` into this, and which is lost (torch 2.13).
-            raise TangentError(
-                "the network multiplies matrices by the operator @, whose order is lost under torch.compile.",
-                "torch.matmul(a, b)",
-                "write torch.matmul(a, b) for a @ b",
-            )
-        if func is Tensor.__rsub__:
-            return added(-1)(torch.sub, args[1], args[0])
-        if func is Tensor.__rmatmul__:
-            return product(torch.matmul, args[1], args[0])
-        if func is Tensor.__rtruediv__ or func is Tensor.__rdiv__:
-            return divided(torch.div, args[1], args[0])
-        if func is Tensor.__rpow__:
-            return power(torch.pow, args[1], args[0])
-        rule = RULES.get(func)
-        return by_forward_mode(func, *args, **kwargs) if rule is None else rule(func, *args, **kwargs)
+        return answer(by_table, func, args, kwargs or {})
 
     paired_value = property(lambda self: self.value)
     shape = property(lambda self: self.value.shape)
@@ -81,12 +83,36 @@ class Pair:
         return bool(self.value)
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TangentError(
+        return refuse(
+            TangentError,
             "the network writes in place on, or takes a Python number from, a tensor that has a tangent, under "
             "torch.compile.",
             "operations that return new tensors",
             "write x = x + y for x += y and the like, or run this network's loss without torch.compile",
         )
+
+
+def by_table(func: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """The call by its rule, or by forward mode."""
+    # Python functions of torch's, which Dynamo cannot look up in a dictionary.
+    if func is Tensor.__pow__ or func is Tensor.__rpow__:
+        return power(torch.pow, *(args if func is Tensor.__pow__ else args[::-1]))
+    if func is Tensor.matmul and not isinstance(args[0], Pair):
+        # Dynamo turns both `pair @ tensor` and `tensor @ pair` into this, and which is lost (torch 2.13).
+        return refuse(
+            TangentError,
+            "the network multiplies matrices by the operator @, whose order is lost under torch.compile.",
+            "torch.matmul(a, b)",
+            "write torch.matmul(a, b) for a @ b",
+        )
+    if func is Tensor.__rsub__:
+        return added(-1)(torch.sub, args[1], args[0])
+    if func is Tensor.__rmatmul__:
+        return product(torch.matmul, args[1], args[0])
+    if func is Tensor.__rtruediv__ or func is Tensor.__rdiv__:
+        return divided(torch.div, args[1], args[0])
+    rule = RULES.get(func)
+    return by_forward_mode(func, *args, **kwargs) if rule is None else rule(func, *args, **kwargs)
 
 
 def pairs_jvp(
@@ -128,6 +154,11 @@ def pair(value: Tensor, tangent: Any) -> Any:
     if tangent is None:
         return value
     return Pair(value, tangent if tangent.shape == value.shape else tangent.expand(value.shape))
+
+
+def _as(x: Tensor, low: torch.dtype | None) -> Tensor:
+    """An operand of a product of tangents, rounded where that was asked for; :class:`Pair` widens the result."""
+    return x if low is None else x.to(low)
 
 
 # ---------------------------------------------------------------- rules, in the groups of the table
@@ -253,10 +284,11 @@ def product(func: Any, x: Any, y: Any) -> Any:
     """Matrix products: x' y + x y'."""
     out = func(value_of(x), value_of(y))
     dx, dy = d(x), d(y)
+    low = product_dtype(out.dtype)
     with torch.no_grad():
-        tangent = None if dx is None else torch.matmul(dx, still(y))
+        tangent = None if dx is None else torch.matmul(_as(dx, low), _as(still(y), low))
         if dy is not None:
-            second = torch.matmul(still(x), dy)
+            second = torch.matmul(_as(still(x), low), _as(dy, low))
             tangent = second if tangent is None else tangent + second
     return pair(out, tangent)
 
@@ -265,10 +297,11 @@ def affine(func: Any, x: Any, w: Any, bias: Any = None) -> Any:
     """x w^T + b of a linear layer."""
     out = func(value_of(x), value_of(w), value_of(bias))
     dx, dw, db = d(x), d(w), d(bias)
+    low = product_dtype(out.dtype)
     with torch.no_grad():
-        tangent = None if dx is None else func(dx, still(w))
+        tangent = None if dx is None else func(_as(dx, low), _as(still(w), low))
         if dw is not None:
-            second = func(still(x), dw)
+            second = func(_as(still(x), low), _as(dw, low))
             tangent = second if tangent is None else tangent + second
         if db is not None:
             tangent = db if tangent is None else tangent + db
@@ -279,9 +312,11 @@ def convolved(func: Any, x: Any, w: Any, bias: Any = None, *args: Any, **kwargs:
     """w * x + b."""
     if d(w) is not None or d(bias) is not None:
         return by_forward_mode(func, x, w, bias, *args, **kwargs)
+    out = func(x.value, w, bias, *args, **kwargs)
+    low = product_dtype(out.dtype)
     with torch.no_grad():
-        tangent = func(x.tangent, still(w), None, *args, **kwargs)
-    return Pair(func(x.value, w, bias, *args, **kwargs), tangent)
+        tangent = func(_as(x.tangent, low), _as(still(w), low), None, *args, **kwargs)
+    return Pair(out, tangent)
 
 
 def einsum(func: Any, equation: str, *operands: Any) -> Any:
@@ -383,8 +418,11 @@ def attention(
     Without the kernel's own entry (a mask or grouped heads on this device) the logsumexp is computed beside it.
     """
     if dropout_p:
-        raise TangentError(
-            "scaled_dot_product_attention with dropout_p under a stop-gradient JVP.", "dropout_p=0", "dropout outside"
+        return refuse(
+            TangentError,
+            "scaled_dot_product_attention with dropout_p under a stop-gradient JVP.",
+            "dropout_p=0",
+            "dropout outside",
         )
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     q_, k_, v_ = value_of(q), value_of(k), value_of(v)
@@ -417,19 +455,59 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale
 # ---------------------------------------------------------------- everything else
 
 
+def refuse(kind: type[MeanFlowError], seen: str, wanted: str, remedy: str) -> Any:
+    """Raise, with the words in what Dynamo says: it traces no exception's ``__init__`` and would drop them."""
+    if torch.compiler.is_dynamo_compiling():
+        torch._dynamo.graph_break(msg=f"{seen} Wanted: {wanted}. What to do: {remedy}")
+    raise kind(seen, wanted, remedy)
+
+
 def refused(func: Any, *args: Any, **kwargs: Any) -> Any:
     """A write, or a Python number."""
-    raise TangentError(
+    return refuse(
+        TangentError,
         "the network writes into, or takes a number from, a tensor that has a tangent, under torch.compile.",
         "operations that return new tensors",
         "write out of place, or run this network's loss without torch.compile",
     )
 
 
+def from_library(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """An operation of a library: by its registered rule alone. Forward mode knows none and would drop the tangent."""
+    op = func.default if isinstance(func, torch._ops.OpOverloadPacket) else func
+    rule = OF_OPERATIONS.get(op)
+    if rule is None:
+        return refuse(
+            ForwardADError,
+            f"the network uses {op}, which has no rule, under torch.compile.",
+            "operations of torch, or with a registered rule",
+            f'meanflow_ref.jvp.stopgrad.register_rule("{op}", rule) before compiling',
+        )
+    for x in (*args, *kwargs.values()):
+        if type(x) in (tuple, list) and any(isinstance(part, Pair) for part in x):
+            return refused(func)
+    value = func(*value_of(args), **{key: value_of(x) for key, x in kwargs.items()})
+    fixed, fixed_named = [still(x) for x in args], {key: still(x) for key, x in kwargs.items()}
+    moving = [(at, x.tangent) for at, x in zip(fixed, args, strict=False) if isinstance(x, Pair)]
+    moving += [(fixed_named[key], x.tangent) for key, x in kwargs.items() if isinstance(x, Pair)]
+
+    def tangent_of(x: Any) -> Any:
+        for at, along in moving:
+            if at is x:
+                return along
+        return None
+
+    with torch.no_grad():
+        tangent = rule(tangent_of, op, value.detach(), *fixed, **fixed_named)
+    return _if_floating(value, tangent)
+
+
 def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
     """One operation by ``torch.func.jvp``; its value is computed twice, which the compiler merges."""
     if "out" in kwargs or kwargs.get("inplace"):
         return refused(func)
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket) and not _of_torch(func):
+        return from_library(func, *args, **kwargs)
     moving = [x for x in (*args, *kwargs.values()) if isinstance(x, Pair)]
     if not moving:
         return refused(func)
@@ -452,6 +530,10 @@ def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(value, Tensor):
         return _if_floating(value, tangents)
     return tuple(_if_floating(a, b) for a, b in zip(value, tangents, strict=True))
+
+
+def _of_torch(func: Any) -> bool:
+    return str(func).startswith(("aten.", "prims."))
 
 
 def _if_floating(value: Any, tangent: Any) -> Any:
@@ -518,16 +600,16 @@ def _method(name: str) -> Any:
     function = getattr(Tensor, name)
 
     def method(self: Pair, *args: Any, **kwargs: Any) -> Any:
-        return Pair.__torch_function__(function, (), (self, *args), kwargs)
+        return answer(by_table, function, (self, *args), kwargs)
 
-    return method
+    return inlined_only(method)
 
 
 def _through(function: Any, rule: Callable[..., Any]) -> Any:
     def method(self: Pair, *args: Any, **kwargs: Any) -> Any:
-        return rule(function, self, *args, **kwargs)
+        return answer(rule, function, (self, *args), kwargs)
 
-    return method
+    return inlined_only(method)
 
 
 _COMPARISONS = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__"

@@ -35,6 +35,11 @@ def stopgrad_jvp(
 ) -> tuple[Tensor, Tensor]:
     """Value with its graph, and derivative without one. Source: mf:8.
 
+    **du_dt is a constant to autograd.** Behind the stop-gradient of a MeanFlow target that changes nothing. An
+    objective that differentiates through du_dt would miss a part of its gradient without a word: the backend for it is
+    ``func`` or ``forward_ad``. :func:`require_graph` raises for it, and so does the du_dt of
+    ``StopgradJvp(guard=True)`` once a gradient arrives.
+
     Any module or callable, unmodified: eager code runs under a dispatch mode, and ``torch.compile`` traces duck-typed
     pairs instead.
 
@@ -45,8 +50,7 @@ def stopgrad_jvp(
 
     Returns:
         ``u``, bit for bit that of ``fn(*primals)``, which carries the graph to the parameters that ``fn`` closes over
-        and to the primals, and ``du_dt``, which carries none: an objective that differentiates through ``du_dt``
-        wants ``func`` or ``forward_ad`` (see :func:`require_graph`).
+        and to the primals, and ``du_dt``, which carries none.
 
     Raises:
         ForwardADError: If an operation has neither a rule nor a forward-mode derivative.

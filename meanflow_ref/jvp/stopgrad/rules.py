@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from meanflow_ref.jvp.stopgrad.attention import attention_rule
+from meanflow_ref.jvp.stopgrad.products import bilinear
 from meanflow_ref.jvp.stopgrad.table import RULES, Op, TangentOf, define
 
 aten = torch.ops.aten
@@ -329,9 +330,9 @@ define("masked_fill", masked)
 define("native_dropout", dropped)
 define("mul", multiplied)
 define("div", divided)
-define("mm bmm mv dot", matmul)
-define("addmm baddbmm addmv", affine)
-define("convolution", convolved)
+define("mm bmm mv dot", bilinear(matmul, 0, 1))
+define("addmm baddbmm addmv", bilinear(affine, 1, 2))
+define("convolution", bilinear(convolved, 0, 1))
 for _name, _kernel in DIAGONAL.items():
     define(_name, symmetric(_kernel, _name in REAL_ONLY))
 define("_log_softmax", log_softmax)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from meanflow_ref.errors import ForwardADError, NetworkError, ParameterError, TangentError
-from meanflow_ref.jvp.stopgrad import register_rule, require_graph, stopgrad_jvp
+from meanflow_ref.errors import DtypeError, ForwardADError, NetworkError, ParameterError, ShapeError, TangentError
+from meanflow_ref.jvp.stopgrad import StopgradJvp, register_rule, require_graph, stopgrad_jvp
 from meanflow_ref.jvp.stopgrad.table import RULES
 from meanflow_ref.objectives.meanflow import meanflow_loss
 
@@ -262,3 +262,92 @@ def test_the_loss_says_it_too() -> None:
     t = torch.full((4,), 0.7, dtype=torch.float64)
     with pytest.raises(TangentError, match=r"module|network itself \(Net\).*Python number"):
         meanflow_loss(Net(), x, eps, t / 2, t)
+
+
+def test_a_gradient_that_reaches_a_guarded_derivative() -> None:
+    x, d = data()
+    weight = nn.Parameter(torch.ones(6, dtype=torch.float64))
+
+    def net(a: Tensor) -> Tensor:
+        return (a * weight).sin()
+
+    u, du_dt = StopgradJvp(guard=True)(net, (x,), (d,))
+    assert torch.equal(du_dt, stopgrad_jvp(net, (x,), (d,))[1])
+    with pytest.raises(TangentError, match=r'(?s)goes through du_dt.*detach.*jvp="func"'):
+        torch.autograd.grad(du_dt.sum(), weight, retain_graph=True)
+    with pytest.raises(TangentError, match="goes through du_dt"):
+        # A target without its stop-gradient.
+        torch.autograd.backward((u - (d - 0.5 * du_dt)).square().sum(), retain_graph=True)
+    # With it nothing is said, and the gradient is the unguarded one's.
+    target = (d - 0.5 * du_dt).detach()
+    (guarded,) = torch.autograd.grad((u - target).square().sum(), weight)
+    again = net(x)
+    (plain,) = torch.autograd.grad((again - target).square().sum(), weight)
+    assert torch.equal(guarded, plain)
+
+
+def test_the_loss_meets_no_guard() -> None:
+    x, eps = data()
+    t = torch.full((4,), 0.7, dtype=torch.float64)
+    layer = nn.Linear(6, 6).double()
+    terms = [
+        meanflow_loss(lambda z, r, t: layer(z) * t[:, None], x, eps, t / 2, t, jvp=jvp)
+        for jvp in ("stopgrad", StopgradJvp(guard=True))
+    ]
+    grads = [torch.autograd.grad(term.loss, layer.weight)[0] for term in terms]
+    assert torch.equal(*grads)
+
+
+def test_without_a_graph_there_is_nothing_to_guard() -> None:
+    x, d = data()
+    with torch.no_grad():
+        assert not StopgradJvp(guard=True)(torch.sin, (x,), (d,))[1].requires_grad
+
+
+def test_no_derivative_anywhere_names_the_module() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.to_sparse().to_dense()
+
+    net = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.SiLU(), Inner())).double()
+    with pytest.raises(ForwardADError, match=r"(?s)in module `1\.1` \(Inner\): .*aten\._to_sparse.*register_rule\("):
+        stopgrad_jvp(net, *[(y,) for y in data()])
+    operation = nn.Sequential(nn.Linear(6, 6), Own()).double()
+    with pytest.raises(ForwardADError, match=r"(?s)in module `1` \(Own\): .*meanflow_tests\.scaled_sine"):
+        stopgrad_jvp(operation, *[(y,) for y in data()])
+
+
+class Own(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = scaled_sine(x, 3.0)
+        return out
+
+
+WRONG_INPUT: dict[str, tuple[Any, Any, type[Exception], str]] = {
+    "another shape": (lambda x, d: (x,), lambda x, d: (d[:2],), ShapeError, r"tangent 0 has shape \(2, 6\)"),
+    "another dtype": (lambda x, d: (x,), lambda x, d: (d.float(),), DtypeError, r"tangent 0 is torch\.float32"),
+    "one too many": (lambda x, d: (x,), lambda x, d: (d, d), ShapeError, "1 primals, 2 tangents"),
+    "no tuples": (lambda x, d: x, lambda x, d: d, DtypeError, r"primals is Tensor.*\(primals,\)"),
+    "a number for a tangent": (lambda x, d: (x,), lambda x, d: (1.0,), DtypeError, "its tangent float"),
+    "a number for a primal": (lambda x, d: (x, 0.3), lambda x, d: (d, None), DtypeError, "primal 1 is float"),
+    "whole numbers that move": (
+        lambda x, d: (torch.arange(3),),
+        lambda x, d: (torch.arange(3),),
+        DtypeError,
+        r"primal 0 is torch\.int64 and has a tangent",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_INPUT)
+def test_input_that_does_not_fit(case: str) -> None:
+    primals, tangents, error, says = WRONG_INPUT[case]
+    with pytest.raises(error, match=f"(?s){says}"):
+        stopgrad_jvp(lambda *args: args[0] * 1.0, primals(*data()), tangents(*data()))
+
+
+def test_labels_that_stand_still_may_be_whole_numbers() -> None:
+    x, d = data()
+    table = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    _, du_dt = stopgrad_jvp(lambda a, label: a * table[label], (x, torch.arange(4)), (d, None))
+    assert torch.equal(du_dt, d * table)
