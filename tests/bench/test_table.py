@@ -34,6 +34,7 @@ def test_yardstick_and_baseline_are_one(rows: list[Row]) -> None:
     by_name = {row.method: row for row in rows}
     yardstick, baseline = by_name[YARDSTICK], by_name[BASELINE]
     assert yardstick.time.median == yardstick.flops == yardstick.peak_bytes == yardstick.kernels == 1
+    assert baseline.time_to_baseline is not None
     assert baseline.time_to_baseline.median == 1
     # Each ratio is the counts' own.
     assert baseline.flops * yardstick.cost.flops == pytest.approx(baseline.cost.flops)
