@@ -79,7 +79,7 @@ def measured(
 ) -> Callable[[Scenario, tuple[str, ...], float], tuple[Prepared, dict[str, Row]]]:
     """A scenario's steps and rows; its methods are measured together, at the first call of a session."""
     known = request.config.stash[_MEASURED]
-    long = 5.0 if request.config.getoption("bench_long", False) else 1.0
+    long = 4.0 if request.config.getoption("bench_long", False) else 1.0
 
     def of(scenario: Scenario, methods: tuple[str, ...], share: float) -> tuple[Prepared, dict[str, Row]]:
         key = f"{scenario.name} {share}"

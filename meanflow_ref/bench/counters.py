@@ -27,7 +27,7 @@ class Cost:
         flops: Floating-point operations of matrix products, convolutions and attention.
         peak_bytes: Largest sum of tensor memory alive at once, of that made inside the step.
         kernels: Operations that computed something; views and metadata are free. None where a compiler fused them.
-        kept_bytes: Memory made in the forward pass and alive after it, saved for the backward pass; None if not asked.
+        kept_bytes: Memory kept for the backward pass; None if not asked for.
 
     """
 
@@ -64,18 +64,25 @@ def count_cost(step: Step) -> Cost:
     return Cost(watcher.flops, watcher.peak, watcher.kernels)
 
 
-def count_kept(evaluation: Callable[[], object]) -> int:
-    """Bytes alive after ``evaluation`` of those made in it, while its result is alive.
+def count_kept(evaluation_with: Callable[[Callable[[], None]], Callable[[], object]]) -> int:
+    """Most bytes alive between forward and backward pass, of those made in the forward pass.
 
-    Of a loss, that is what the graph keeps for the backward pass. It is taken by what is alive and not by
-    ``saved_tensors_hooks``, which methods that have hooks of their own would hide from.
+    What is alive then is kept by the graph for the backward pass. It is told by what is alive, and not by
+    ``saved_tensors_hooks``, which do not see what a method saves by hooks of its own.
+
+    Args:
+        evaluation_with: Given a mark, the evaluation of a loss, which calls the mark where ``u`` and ``du/dt`` are
+            there with all their graphs. The other moment that counts is the end, with the loss alive.
+
     """
-    evaluation()
-    with _Watcher() as watcher:
+    marks: list[int] = []
+    watcher = _Watcher()
+    evaluation = evaluation_with(lambda: marks.append(watcher.live))
+    with watcher:
         result = evaluation()
-    kept: int = watcher.live
+        marks.append(watcher.live)
     del result
-    return kept
+    return max(marks)
 
 
 def count_flops_compiled(step: Step) -> int:

@@ -39,7 +39,7 @@ class Row:
         error: Relative error of du/dt against float64; None where there is none to compare.
         share: Share of rows with r != t.
         yardstick: What it is divided by: the flow-matching step, or, for a compiled method, the compiled one.
-        kept_bytes: Memory alive after the forward pass, over the yardstick's.
+        kept_bytes: Memory kept between forward and backward pass, over the yardstick's.
 
     """
 
@@ -215,10 +215,11 @@ def _over(count: int | None, unit: int | None) -> float | None:
 
 
 def _cost(scenario: Prepared, name: str) -> Cost:
-    net, evaluation = scenario.net, scenario.evaluations[name]
-    step = step_of(net, evaluation)
-    if not scenario.methods[name].compiled:
-        return replace(count_cost(step), kept_bytes=count_kept(evaluation))
+    net, batch, evaluation = scenario.net, scenario.batch, scenario.evaluations[name]
+    step, method = step_of(net, evaluation), scenario.methods[name]
+    if not method.compiled:
+        kept = count_kept(lambda mark: method.marked(mark).prepare(net, batch))
+        return replace(count_cost(step), kept_bytes=kept)
     step()
     flops = count_flops_compiled(step)
     net.zero_grad(set_to_none=True)

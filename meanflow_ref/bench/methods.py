@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from meanflow_ref import formulas
 from meanflow_ref._typing import TensorFunction
 from meanflow_ref.bench.scenarios import Batch
+from meanflow_ref.jvp import get_backend
 from meanflow_ref.jvp._moving import moving_part
 from meanflow_ref.jvp.finite_difference import FiniteDifference
 from meanflow_ref.objectives.meanflow import meanflow_loss
@@ -69,6 +70,19 @@ class Method:
     def derivative(self, net: nn.Module, batch: Batch) -> Tensor:
         """The method's du/dt on a batch; eager."""
         return meanflow_loss(net, *batch, weight_power=0.0, **(self.options or {})).du_dt
+
+    def marked(self, mark: Callable[[], None]) -> Method:
+        """The same method, which calls ``mark`` when u and du/dt are there and their graphs still are."""
+        if self.options is None:
+            return self
+        backend = get_backend(self.options.get("jvp", "stopgrad"))
+
+        def marking(fn: TensorFunction, primals: Any, tangents: Any, /) -> tuple[Tensor, Tensor]:
+            pair = backend(fn, primals, tangents)
+            mark()
+            return pair
+
+        return replace(self, options={**self.options, "jvp": marking})
 
     def prepare(self, net: nn.Module, batch: Batch) -> Evaluation:
         """What a step evaluates; of a compiled method, the first call compiles."""

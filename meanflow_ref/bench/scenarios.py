@@ -103,7 +103,7 @@ SCENARIOS: dict[str, Scenario] = {
             "transformer (DiT) 192 wide, 6 deep, batch 8 of 64 tokens",
         ),
         Scenario("unet", lambda: UNet(3, 32, (1, 2, 4)), (3, 32, 32), 8, "U-Net 32-64-128, batch 8 of 3x32x32"),
-        Scenario("tiny", lambda: MLP(64, 64, 2), (64,), 64, "perceptron 64-64x2-64, batch 64"),
+        Scenario("tiny", lambda: MLP(2, 64, 3), (2,), 64, "perceptron 2-64x3-2, batch 64"),
     )
 }
 

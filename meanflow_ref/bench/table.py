@@ -95,10 +95,10 @@ def legend(outcomes: Sequence[Outcome] = ()) -> str:
         "FM is the flow-matching step of the same network. Times are medians of ratios paired by round, with an\n"
         "order-statistic interval; the limit is a forward, a backward, and a tangent pass on the rows with r != t;\n"
         "the aim is what the engine should reach. Peak is tensor memory made inside the step; kept is what of it is\n"
-        "alive after the forward pass, saved for the backward pass. Both are counted by the tensors alive; of compiled\n"
-        "steps, which hide their tensors, and of their yardstick, by the allocator. Kernels of a compiled step are\n"
-        "fused and not counted. Passes are primal + tangent + backward, as autograd sees them: the tangent pass of\n"
-        "`stopgrad` runs below it. The error is relative, float32 against float64.\n\n"
+        "alive when u and du/dt are there, saved for a backward pass. Both are counted by the tensors alive; of a\n"
+        "compiled step, which hides its tensors, and of its yardstick by the allocator, kept at the end of the loss.\n"
+        "Kernels of a compiled step are fused and not counted. Passes are primal + tangent + backward, as autograd\n"
+        "sees them: the tangent pass of `stopgrad` runs below it. The error is relative, float32 against float64.\n\n"
         f"{methods}"
     )
 
@@ -106,17 +106,15 @@ def legend(outcomes: Sequence[Outcome] = ()) -> str:
 def finding(outcomes: Sequence[Outcome], method: str = "func") -> str:
     """Whether ``method`` beats the double-backward baseline, by the intervals of these rows alone."""
     verdicts: dict[str, list[str]] = {"faster": [], "slower": [], "not told apart": []}
-    for row in outcomes:
-        if isinstance(row, Row) and row.method == method and row.time_to_baseline is not None:
+    rows = [outcome for outcome in outcomes if isinstance(outcome, Row)]
+    whole = max((row.share for row in rows), default=1.0)
+    for row in rows:
+        if row.method == method and row.share == whole and row.time_to_baseline is not None:
             ratio = row.time_to_baseline
             verdict = "faster" if ratio.high < 1 else "slower" if ratio.low > 1 else "not told apart"
-            verdicts[verdict].append(f"{row.scenario} {ratio}{_at(row)}")
+            verdicts[verdict].append(f"{row.scenario} {ratio}")
     parts = [f"{verdict} on {', '.join(where)}" for verdict, where in verdicts.items() if where]
     return f"Time of `{method}` over `{BASELINE}`: {'; '.join(parts)}." if parts else ""
-
-
-def _at(row: Row) -> str:
-    return "" if row.share == 1 else f" (r != t on {100 * row.share:.0f} %)"
 
 
 def environment() -> dict[str, Any]:

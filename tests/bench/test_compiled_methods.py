@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meanflow_ref.bench import methods
-from meanflow_ref.bench.measure import measure, prepare
+from meanflow_ref.bench.measure import Outcome, measure, prepare
 from meanflow_ref.bench.methods import BASELINE, COMPILED, METHODS, YARDSTICK
 from meanflow_ref.bench.scenarios import SMALL_SCENARIOS, Scenario
 from meanflow_ref.bench.table import record, to_markdown
@@ -81,14 +81,14 @@ def test_rows_of_compiled_methods() -> None:
 
 
 class Breaking(nn.Module):
-    """A network that no compiler takes as one graph, and that forward mode refuses too."""
+    """A network that no compiler takes as one graph."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 3)
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        torch._dynamo.graph_break()  # type: ignore[no-untyped-call]
+        torch._dynamo.graph_break()
         out: Tensor = self.layer(z)
         return out
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_compiled_is_refused_by_a_row() -> None:
     assert set(prepared.refusals) == set(COMPILED)
     assert "graph_break" in prepared.refusals[f"{YARDSTICK}_compiled"].reason
     assert "yardstick" in prepared.refusals["stopgrad_compiled"].reason
-    outcomes = [*measure(prepared, rounds=1), *prepared.refusals.values()]
+    outcomes: list[Outcome] = [*measure(prepared, rounds=1), *prepared.refusals.values()]
     table = to_markdown(outcomes)
     assert "- breaking, `func_compiled`, 100 %: refused: " in table
     content = record(outcomes)

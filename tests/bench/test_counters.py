@@ -87,18 +87,41 @@ def test_memory_agrees_with_the_allocator(scenario: str, method: str) -> None:
     # inputs until it returns, which the allocator may see die inside. The methods differ by factors of 2 to 4.
     assert count_cost(step).peak_bytes == pytest.approx(allocation(step).peak, rel=0.15)
     # Nothing is in flight after the forward pass.
-    assert count_kept(evaluation) == pytest.approx(allocation(evaluation).kept, rel=0.02)
+    assert count_kept(lambda mark: evaluation) == pytest.approx(allocation(evaluation).kept, rel=0.02)
 
 
 def test_kept_is_what_the_backward_pass_needs_by_hand() -> None:
     x = torch.ones(256, 16, requires_grad=True)
 
     def evaluation() -> Tensor:
-        y = x.exp()  # kept: 16 KiB, the result
-        z = y + 1  # not kept: a sum needs nothing
-        return z.sin().sum()  # z is kept after all, by sin: 16 KiB; and the sum's 4 bytes
+        y = x.exp()  # kept by exp, whose derivative it is: 16 KiB
+        z = y + 1  # kept by sin: 16 KiB
+        return z.sin().sum()  # the sine is not kept; the loss has 4 bytes
 
-    assert count_kept(evaluation) == 32 * KIB + 4
+    assert count_kept(lambda mark: evaluation) == 32 * KIB + 4
+
+    def marking(mark: Callable[[], None]) -> Callable[[], Tensor]:
+        def also() -> Tensor:
+            aside = x.exp().sin().cos()  # 48 KiB, until the mark is passed
+            mark()
+            del aside
+            return evaluation()
+
+        return also
+
+    assert count_kept(marking) == 48 * KIB
+
+
+@pytest.mark.parametrize(("method", "units"), [("stopgrad", 1.0), ("two_pass", 1.0), ("func", 2.0)])
+def test_kept_counts_the_graph_of_du_dt(method: str, units: float) -> None:
+    """A graph through the tangent doubles what is saved, if it does not more; without one nothing is added."""
+    scenario = SCENARIOS["mlp"]
+    net, batch = scenario.network(), scenario.data()
+    kept, unit = (
+        count_kept(lambda mark, name=name: METHODS[name].marked(mark).prepare(net, batch))  # type: ignore[misc]
+        for name in (method, "flow_matching")
+    )
+    assert units <= kept / unit < 1.05 if units == 1 else kept / unit >= units
 
 
 PASSES = {
