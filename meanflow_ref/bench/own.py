@@ -36,7 +36,8 @@ def own_scenario(target: str, shape: str, batch: int) -> Scenario:
     if batch < 1:
         raise ParameterError(f"--batch {batch}.", "at least one sample", "--batch 8")
     about = f"{target}, batch {batch} of {'x'.join(map(str, event))}"
-    return Scenario(target.rpartition(":")[2], build, event, batch, about)
+    # The whole address, so that a network called "dit" is not taken for this library's.
+    return Scenario(target, build, event, batch, about)
 
 
 def _load(target: str) -> Callable[[], nn.Module]:

@@ -47,7 +47,7 @@ def test_a_network_of_ones_own(module: str, tmp_path: Path, capsys: pytest.Captu
     content = json.loads((tmp_path / "out" / "jvp.json").read_text())
     rows = {row["method"]: row for row in content["rows"]}
     assert {"func", "double_backward"} <= {refusal["method"] for refusal in content["refused"]}
-    assert "- build, `func`, 50 %: refused: " in printed.out
+    assert f"- {module}:build, `func`, 50 %: refused: " in printed.out
     assert rows["stopgrad"]["limit"] == pytest.approx(3.5 / 3)
     assert rows["stopgrad"]["error"] < 1e-5
     assert (tmp_path / "out" / "jvp.svg").read_text().startswith("<?xml")

@@ -64,7 +64,7 @@ def test_a_network_of_ones_own_under_pytest(tmp_path: Path) -> None:
     done = run_on(target, tmp_path, "--shape", "6", "--batch", "8", "--bench-results", str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads((tmp_path / "out" / "jvp.json").read_text())
-    assert {row["scenario"] for row in content["rows"]} == {"Net"}
+    assert {row["scenario"] for row in content["rows"]} == {target}
     assert {row["share"] for row in content["rows"]} == {1.0, 0.25}
     assert "functional_jvp" in done.stdout
     assert "| mlp" not in done.stdout
