@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
@@ -124,32 +126,66 @@ def prepare(
     net, batch = scenario.network(device=device), scenario.data(device=device, share=share)
     found = Prepared(scenario, torch.device(device), share, net, batch)
     for name, method in methods.items():
-        try:
-            if method.yardstick in found.refusals:
-                raise NetworkError(f"its yardstick {method.yardstick} was refused.", "", "")
-            evaluation = method.prepare(net, batch)
-            step_of(net, evaluation)()
-        except Exception as error:
-            # A compiler's errors have no base class in common.
-            if name == YARDSTICK:
-                raise NetworkError(
-                    f"{scenario.name} cannot be called or trained: {error}",
-                    f"a network called net(z, r, t), z of shape (batch, {', '.join(map(str, scenario.event))})",
-                    "give the shape of a sample by --shape, and a function that returns the network",
-                ) from error
-            if not method.compiled and not isinstance(error, MeanFlowError | RuntimeError | TypeError):
-                raise
-            found.refusals[name] = Refusal(scenario.name, name, _first_line(error), share)
+        if method.yardstick in found.refusals:
+            reason: str | None = f"its yardstick {method.yardstick} was refused."
         else:
+            evaluation = method.prepare(net, batch)
+            step = step_of(net, evaluation)
+            reason = _apart(step) if method.compiled else _complaint(step)
+        if reason is None:
             found.methods[name], found.evaluations[name] = method, evaluation
+            continue
+        if name == YARDSTICK:
+            raise NetworkError(
+                f"{scenario.name} cannot be called or trained: {reason}",
+                f"a network called net(z, r, t), z of shape (batch, {', '.join(map(str, scenario.event))})",
+                "give the shape of a sample by --shape, and a function that returns the network",
+            )
+        found.refusals[name] = Refusal(scenario.name, name, reason, share)
     return found
+
+
+def _complaint(step: Callable[[], object]) -> str | None:
+    """What a step says that cannot run, in a line."""
+    try:
+        step()
+    except (MeanFlowError, RuntimeError, TypeError) as error:
+        return _first_line(error)
+    return None
+
+
+def _apart(step: Callable[[], object]) -> str | None:
+    """The same of a step that compiles, in a thread of its own.
+
+    A trace that breaks off inside ``torch.func.jvp`` leaves contexts open, which close when garbage is collected, and
+    then set the dispatcher's state of whatever thread that is (torch 2.13): autograd is off from there on.
+    """
+    said: list[str | None] = []
+    threads = torch.get_num_threads()
+
+    def run() -> None:
+        # The compiler writes the number of threads, which is this thread's, into the code.
+        torch.set_num_threads(threads)
+        try:
+            step()
+        except Exception as error:  # a compiler's errors have no base class in common
+            said.append(_first_line(error))
+        else:
+            said.append(None)
+        gc.collect()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return said[0] if said else "the thread that compiled it died"
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and isinstance(error, MeanFlowError):
         return lines[0]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    # A compiler says what it did first, and what went wrong in its second line.
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:200] if lines else type(error).__name__
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -105,6 +106,33 @@ def test_what_cannot_be_compiled_is_refused_by_a_row() -> None:
     content = record(outcomes)
     assert {refusal["method"] for refusal in content["refused"]} == set(COMPILED)
     assert {row["method"] for row in content["rows"]} == set(METHODS)
+
+
+class Grouped(nn.Module):
+    """A network with torch's own GroupNorm, on which tracing ``torch.func.jvp`` breaks off (torch 2.13)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4)
+        self.out = nn.Conv2d(4, 2, 1)
+
+    def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = self.out(self.norm(self.layer(z)) * (1 + t - r)[:, None, None, None])
+        return out
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_trace_that_breaks_off_spoils_nothing_after_it() -> None:
+    """It leaves contexts open; closed by a later garbage collection, they would turn autograd off for the rest."""
+    scenario = Scenario("grouped", Grouped, (2, 4, 4), 4, "")
+    names = (YARDSTICK, f"{YARDSTICK}_compiled", "func_compiled", "stopgrad_compiled")
+    prepared = prepare(scenario, {name: (METHODS | COMPILED)[name] for name in names})
+    gc.collect()
+    outcomes = measure(prepared, rounds=1)
+    # A later torch may trace it; then it is a row like the others.
+    assert {row.method for row in outcomes} | set(prepared.refusals) == set(names)
+    assert "stopgrad_compiled" in {row.method for row in outcomes}
+    assert torch.zeros(1, requires_grad=True).exp().requires_grad
 
 
 def test_a_network_that_takes_no_step_at_all_is_an_error() -> None:
