@@ -2,6 +2,7 @@
 # make test     lint, types and the test suite; what CI runs
 # make test-all the same with the long sweeps
 # make bench    benchmarks, long form, written to build/bench/
+# make bench-results  the committed results and the figures of benchmarks/README.md, measured again (quiet machine)
 # make proofs   theorems (sympy), the shipped losses, the ledger of claims, and Coq where coqc is installed
 # make golden   certifies every golden vector again and compares with the frozen files (minutes)
 # make readme   regenerates the README's tables and figures, and the derivations
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := meanflow_ref proofs benchmarks tests
 
-.PHONY: help verify test test-all lint bench readme golden proofs wheel-test clean
+.PHONY: help verify test test-all lint bench bench-results readme golden proofs wheel-test clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -45,6 +46,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only --bench-long --bench-results build/bench --benchmark-json build/bench.json
+
+bench-results: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks/bench_jvp.py --benchmark-only --bench-long --bench-results benchmarks/results/cpu-2core
+	$(BIN)/python benchmarks/write_readme.py
 
 proofs: $(VENV)/.runtime
 	$(BIN)/python -m proofs

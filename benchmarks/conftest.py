@@ -8,34 +8,43 @@ from pathlib import Path
 import pytest
 import torch
 
-from meanflow_ref.bench.measure import Row, measure
-from meanflow_ref.bench.methods import METHODS
-from meanflow_ref.bench.scenarios import SCENARIOS
+from meanflow_ref.bench.measure import Outcome, Prepared, Row, measure, prepare
+from meanflow_ref.bench.methods import COMPILED, METHODS
+from meanflow_ref.bench.scenarios import Scenario
 from meanflow_ref.bench.table import finding, legend, save, to_markdown
 
 HERE = Path(__file__).parent
-# Seconds for the interleaved rounds of one scenario; three scenarios and their counters stay under two minutes.
-BUDGET = 20.0
+# Seconds for the interleaved rounds of one scenario with all rows r != t; see README.md for the whole.
+BUDGET = 16.0
 ROUNDS = 15
 
-_ROWS = pytest.StashKey[dict[str, list[Row]]]()
+
+_MEASURED = pytest.StashKey[dict[str, tuple[Prepared, dict[str, Row]]]]()
 _NOTES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--bench-results", metavar="DIR", help="write the table of JVP costs to DIR/jvp.json and jvp.md")
-    parser.addoption("--bench-long", action="store_true", help="five times the rounds")
-    parser.addoption("--bench-device", metavar="DEVICE", default="cpu", help="where to measure: cpu or cuda")
+    group = parser.getgroup("meanflow_ref benchmarks")
+    group.addoption("--bench-results", metavar="DIR", help="write the costs to DIR/jvp.json, jvp.md and jvp.svg")
+    group.addoption(
+        "--bench-long",
+        action="store_true",
+        help="all methods at all shares, compiled too, in more rounds",
+    )
+    group.addoption("--bench-device", metavar="DEVICE", default="cpu", help="where to measure: cpu or cuda")
+    group.addoption("--model", metavar="pkg.mod:net", help="measure your own network instead, called net(z, r, t)")
+    group.addoption("--shape", metavar="C,H,W", default="", help="shape of one sample, for --model")
+    group.addoption("--batch", metavar="N", type=int, default=8, help="samples of a step, for --model")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_ROWS] = {}
+    config.stash[_MEASURED] = {}
     config.stash[_NOTES] = []
 
 
 def _asked_for(config: pytest.Config) -> bool:
     """Whether the command line names benchmarks: an option of theirs, or a path in this folder."""
-    options = ("benchmark_only", "benchmark_json", "bench_results")
+    options = ("benchmark_only", "benchmark_json", "bench_results", "model")
     if any(config.getoption(name, None) for name in options):
         return True
     paths = (Path(config.invocation_params.dir, str(arg).split("::")[0]) for arg in config.invocation_params.args)
@@ -67,24 +76,23 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def measured(
     request: pytest.FixtureRequest, device: torch.device
-) -> Callable[[str, tuple[str, ...], float], dict[str, Row]]:
-    """Rows of a scenario by method; methods are measured together, at the first call of a session."""
-    known = request.config.stash[_ROWS]
-    long = 5.0 if request.config.getoption("bench_long", False) else 1.0
+) -> Callable[[Scenario, tuple[str, ...], float], tuple[Prepared, dict[str, Row]]]:
+    """A scenario's steps and rows; its methods are measured together, at the first call of a session."""
+    known = request.config.stash[_MEASURED]
+    long = 4.0 if request.config.getoption("bench_long", False) else 1.0
 
-    def rows(scenario: str, methods: tuple[str, ...], share: float) -> dict[str, Row]:
-        key = f"{scenario} {share}"
+    def of(scenario: Scenario, methods: tuple[str, ...], share: float) -> tuple[Prepared, dict[str, Row]]:
+        key = f"{scenario.name} {share}"
         if key not in known:
-            together = {name: METHODS[name] for name in methods}
-            # The shares have half as many methods.
-            budget = long * (BUDGET if share == 1 else BUDGET / 3)
-            rounds = int(ROUNDS * long)
-            known[key] = measure(
-                SCENARIOS[scenario], together, device=device, rounds=rounds, budget=budget, share=share
-            )
-        return {row.method: row for row in known[key]}
+            together = {name: (METHODS | COMPILED)[name] for name in methods}
+            prepared = prepare(scenario, together, device=device, share=share)
+            # The short form's shares have half as many methods.
+            budget = long * (BUDGET if share == 1 or long > 1 else BUDGET / 2)
+            rows = measure(prepared, rounds=int(ROUNDS * long), budget=budget)
+            known[key] = prepared, {row.method: row for row in rows}
+        return known[key]
 
-    return rows
+    return of
 
 
 @pytest.fixture
@@ -99,12 +107,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("truth and import")
         for line in config.stash[_NOTES]:
             terminalreporter.write_line(line)
-    rows = [row for scenario in config.stash[_ROWS].values() for row in scenario]
-    if not rows:
+    outcomes: list[Outcome] = []
+    for prepared, measured_rows in config.stash[_MEASURED].values():
+        outcomes += [*measured_rows.values(), *prepared.refusals.values()]
+    if not outcomes:
         return
     terminalreporter.section("cost of du/dt")
-    for text in (to_markdown(rows), finding(rows), finding(rows, "stopgrad"), legend()):
+    for text in (to_markdown(outcomes), finding(outcomes), finding(outcomes, "stopgrad"), legend(outcomes)):
         terminalreporter.write_line(f"{text}\n")
     folder = config.getoption("bench_results", None)
     if folder:
-        terminalreporter.write_line(f"written: {', '.join(map(str, save(rows, Path(folder))))}")
+        terminalreporter.write_line(f"written: {', '.join(map(str, save(outcomes, Path(folder))))}")

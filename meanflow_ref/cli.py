@@ -80,10 +80,11 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 def _bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("network", nargs="?", default="", metavar="pkg.mod:net",
                         help="a module, or a function without arguments that returns one, called net(z, r, t); "
-                             "without it, the three networks of this library")  # fmt: skip
+                             "without it, the networks of this library's own table")  # fmt: skip
     parser.add_argument("--shape", default="", metavar="C,H,W", help="shape of one sample, for a network of your own")
     parser.add_argument("--batch", type=int, default=8, help="samples of a step (default: %(default)s)")
     parser.add_argument("--share", type=float, default=1.0, help="share of rows with r != t (default: %(default)s)")
+    parser.add_argument("--compiled", action="store_true", help="also under torch.compile, which takes minutes")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: %(default)s)")
     parser.add_argument("--budget", type=float, default=30.0, metavar="S", help="seconds of timing a network")

@@ -26,13 +26,15 @@ class Cost:
     Attributes:
         flops: Floating-point operations of matrix products, convolutions and attention.
         peak_bytes: Largest sum of tensor memory alive at once, of that made inside the step.
-        kernels: Operations that computed something; views and metadata are free.
+        kernels: Operations that computed something; views and metadata are free. None where a compiler fused them.
+        kept_bytes: Memory kept for the backward pass; None if not asked for.
 
     """
 
     flops: int
     peak_bytes: int
-    kernels: int
+    kernels: int | None
+    kept_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,39 @@ def count_cost(step: Step) -> Cost:
     with _Watcher() as watcher:
         step()
     return Cost(watcher.flops, watcher.peak, watcher.kernels)
+
+
+def count_kept(evaluation_with: Callable[[Callable[[], None]], Callable[[], object]]) -> int:
+    """Most bytes alive between forward and backward pass, of those made in the forward pass.
+
+    What is alive then is kept by the graph for the backward pass. It is told by what is alive, and not by
+    ``saved_tensors_hooks``, which do not see what a method saves by hooks of its own.
+
+    Args:
+        evaluation_with: Given a mark, the evaluation of a loss, which calls the mark where ``u`` and ``du/dt`` are
+            there with all their graphs. The other moment that counts is the end, with the loss alive.
+
+    """
+    marks: list[int] = []
+    watcher = _Watcher()
+    evaluation = evaluation_with(lambda: marks.append(watcher.live))
+    with watcher:
+        result = evaluation()
+        marks.append(watcher.live)
+    del result
+    return max(marks)
+
+
+def count_flops_compiled(step: Step) -> int:
+    """FLOPs of one run of a compiled ``step`` that has run before.
+
+    Products, convolutions and attention are called by compiled code through the dispatcher and are seen; what the
+    compiler fused is elementwise and has none.
+    """
+    with _WatcherOfCompiled() as watcher:
+        step()
+    flops: int = watcher.flops
+    return flops
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -109,6 +144,18 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _release(self, key: int, size: int) -> None:
         self.live -= size
         self._known.discard(key)
+
+
+class _WatcherOfCompiled(_Watcher):  # type: ignore[no-untyped-call]
+    """The same for code already compiled, which under any other mode would run eagerly, or refuse to."""
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        return True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
 
 
 def _tensors(tree: Any) -> list[Tensor]:

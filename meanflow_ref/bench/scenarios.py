@@ -69,14 +69,17 @@ class Scenario:
         device: torch.device | str = "cpu",
         share: float = 1.0,
     ) -> Batch:
-        """A batch with standard normal data and noise; the times in float32 at least, ``r < t`` on ``share`` of it."""
+        """A batch with standard normal data and noise; the times in float32 at least.
+
+        Of its rows ``share`` have ``r < t``, one at least.
+        """
         generator = torch.Generator().manual_seed(seed)
         x, eps = (torch.randn(self.batch, *self.event, generator=generator, dtype=torch.float64) for _ in range(2))
         times = torch.rand(self.batch, 2, generator=generator, dtype=torch.float64)
         r, t = times.amin(-1), times.amax(-1)
         if share < 1:
             order = torch.randperm(self.batch, generator=generator)
-            r = torch.where(order < round(share * self.batch), r, t)
+            r = torch.where(order < max(1, round(share * self.batch)), r, t)
         wide = torch.promote_types(dtype, torch.float32)
         return Batch(x.to(device, dtype), eps.to(device, dtype), r.to(device, wide), t.to(device, wide))
 
@@ -86,13 +89,21 @@ class Scenario:
 
 
 # Sized so that a flow-matching step takes some tens of milliseconds on one CPU core: large enough that kernels and
-# not Python are timed, small enough that all methods on all networks finish in a minute or two.
+# not Python are timed, small enough that all methods on all networks finish in a few minutes; a quarter of each batch
+# is more than one row. The tiny one is the opposite on purpose: there nothing but Python is timed.
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
         Scenario("mlp", lambda: MLP(64, 384, 4), (64,), 512, "perceptron 64-384x4-64, batch 512"),
-        Scenario("dit", lambda: DiT(16, 4, 2, 192, 4, 3), (4, 16, 16), 8, "transformer 192 wide, 4 deep, batch 8 x 64"),
-        Scenario("unet", lambda: UNet(3, 32, (1, 2, 4)), (3, 32, 32), 4, "U-Net 32-64-128, batch 4 of 3x32x32"),
+        Scenario(
+            "dit",
+            lambda: DiT(16, 4, 2, 192, 6, 3),
+            (4, 16, 16),
+            8,
+            "transformer (DiT) 192 wide, 6 deep, batch 8 of 64 tokens",
+        ),
+        Scenario("unet", lambda: UNet(3, 32, (1, 2, 4)), (3, 32, 32), 8, "U-Net 32-64-128, batch 8 of 3x32x32"),
+        Scenario("tiny", lambda: MLP(2, 64, 3), (2,), 64, "perceptron 2-64x3-2, batch 64"),
     )
 }
 

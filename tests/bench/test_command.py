@@ -44,7 +44,10 @@ def test_a_network_of_ones_own(module: str, tmp_path: Path, capsys: pytest.Captu
     assert "stopgrad_rows" in printed.out
     # Fused attention has no forward mode: the method is left out, and it is said why.
     assert "without func: module" in printed.err or "without func: the network itself (Net)" in printed.err
-    rows = {row["method"]: row for row in json.loads((tmp_path / "out" / "jvp.json").read_text())["rows"]}
+    content = json.loads((tmp_path / "out" / "jvp.json").read_text())
+    rows = {row["method"]: row for row in content["rows"]}
+    assert {"func", "double_backward"} <= {refusal["method"] for refusal in content["refused"]}
+    assert f"- {module}:build, `func`, 50 %: refused: " in printed.out
     assert rows["stopgrad"]["limit"] == pytest.approx(3.5 / 3)
     assert rows["stopgrad"]["error"] < 1e-5
     assert (tmp_path / "out" / "jvp.svg").read_text().startswith("<?xml")
@@ -58,6 +61,8 @@ def test_a_network_of_ones_own(module: str, tmp_path: Path, capsys: pytest.Captu
         (["no_such_module:net", "--shape", "6"], "cannot be imported"),
         (["{module}:number", "--shape", "6"], "is int"),
         (["{module}:net"], "--shape"),
+        (["{module}:net", "--shape", "0"], "--shape"),
+        (["{module}:net", "--shape", "6", "--batch", "0"], "--batch 0"),
         (["{module}:net", "--shape", "7"], "cannot be called or trained"),
         (["{module}:net", "--shape", "6", "--share", "2"], "--share 2.0"),
     ],

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from meanflow_ref.bench.counters import Cost, Passes, count_cost, count_passes
-from meanflow_ref.bench.methods import METHODS
+from meanflow_ref.bench.allocator import allocation
+from meanflow_ref.bench.counters import Cost, Passes, count_cost, count_kept, count_passes
+from meanflow_ref.bench.methods import METHODS, step_of
 from meanflow_ref.bench.scenarios import SCENARIOS, SMALL_SCENARIOS
 
 KIB = 1024
@@ -77,39 +75,53 @@ def test_flops_agree_with_torch(scenario: str, method: str) -> None:
     assert ours == theirs.get_total_flops() > 0
 
 
-def profiled_peak(step: Callable[[], object], folder: Path) -> int:
-    """Peak of the CPU allocator over its level before the step, from the profiler's memory events.
-
-    What was allocated before the profile and dies in it (gradients of the step before, garbage of another test) is told
-    by its address and left out, as the counter leaves it out: it would lower the level under the peak.
-    """
-    step()
-    gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    trace = folder / "trace.json"
-    profile.export_chrome_trace(str(trace))
-    events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("name") == "[memory]"]
-    alive: dict[int, int] = {}
-    peak = 0
-    for event in sorted(events, key=lambda event: float(event["ts"])):
-        address, size = event["args"]["Addr"], event["args"]["Bytes"]
-        if size > 0:
-            alive[address] = size
-        else:
-            alive.pop(address, None)
-        peak = max(peak, sum(alive.values()))
-    return peak
-
-
-@pytest.mark.parametrize("method", ["flow_matching", "func", "double_backward", "two_pass"])
+@pytest.mark.parametrize("method", ["flow_matching", "func", "double_backward", "two_pass", "stopgrad"])
 @pytest.mark.parametrize("scenario", ["mlp", "unet"])
-def test_peak_agrees_with_the_allocator(scenario: str, method: str, tmp_path: Path) -> None:
+def test_memory_agrees_with_the_allocator(scenario: str, method: str) -> None:
     sized = SCENARIOS[scenario].resized(SCENARIOS[scenario].batch // 2)
-    step = METHODS[method].step(sized.network(), sized.data())
+    net = sized.network()
+    evaluation = METHODS[method].prepare(net, sized.data())
+    step = step_of(net, evaluation)
+    step()
     # The allocator sees scratch memory inside kernels, which the counter does not; the counter holds an operation's
     # inputs until it returns, which the allocator may see die inside. The methods differ by factors of 2 to 4.
-    assert count_cost(step).peak_bytes == pytest.approx(profiled_peak(step, tmp_path), rel=0.15)
+    assert count_cost(step).peak_bytes == pytest.approx(allocation(step).peak, rel=0.15)
+    # Nothing is in flight after the forward pass.
+    assert count_kept(lambda mark: evaluation) == pytest.approx(allocation(evaluation).kept, rel=0.02)
+
+
+def test_kept_is_what_the_backward_pass_needs_by_hand() -> None:
+    x = torch.ones(256, 16, requires_grad=True)
+
+    def evaluation() -> Tensor:
+        y = x.exp()  # kept by exp, whose derivative it is: 16 KiB
+        z = y + 1  # kept by sin: 16 KiB
+        return z.sin().sum()  # the sine is not kept; the loss has 4 bytes
+
+    assert count_kept(lambda mark: evaluation) == 32 * KIB + 4
+
+    def marking(mark: Callable[[], None]) -> Callable[[], Tensor]:
+        def also() -> Tensor:
+            aside = x.exp().sin().cos()  # 48 KiB, until the mark is passed
+            mark()
+            del aside
+            return evaluation()
+
+        return also
+
+    assert count_kept(marking) == 48 * KIB
+
+
+@pytest.mark.parametrize(("method", "units"), [("stopgrad", 1.0), ("two_pass", 1.0), ("func", 2.0)])
+def test_kept_counts_the_graph_of_du_dt(method: str, units: float) -> None:
+    """A graph through the tangent doubles what is saved, if it does not more; without one nothing is added."""
+    scenario = SCENARIOS["mlp"]
+    net, batch = scenario.network(), scenario.data()
+    kept, unit = (
+        count_kept(lambda mark, name=name: METHODS[name].marked(mark).prepare(net, batch))  # type: ignore[misc]
+        for name in (method, "flow_matching")
+    )
+    assert units <= kept / unit < 1.05 if units == 1 else kept / unit >= units
 
 
 PASSES = {
@@ -120,6 +132,7 @@ PASSES = {
     "stopgrad_rows": Passes(1, 0, 1),
     "stopgrad_bf16": Passes(1, 0, 1),
     "func": Passes(1, 1, 1),
+    "functional_jvp": Passes(1, 1, 2),
     "forward_ad": Passes(1, 1, 1),
     "two_pass": Passes(2, 1, 1),
     "finite_difference": Passes(3, 0, 1),

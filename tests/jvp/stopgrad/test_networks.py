@@ -320,4 +320,6 @@ def test_the_price_is_a_forward_a_tangent_and_a_backward_pass(scenario: str) -> 
     unit = cost["flow_matching"]
     assert cost["stopgrad"].flops <= 1.45 * unit.flops
     assert cost["func"].flops >= 1.6 * unit.flops
+    assert cost["stopgrad"].kernels is not None
+    assert unit.kernels is not None
     assert cost["stopgrad"].kernels <= 2.0 * unit.kernels

@@ -302,6 +302,8 @@ def test_work_and_memory_are_those_of_the_plain_one() -> None:
     net, batch = sized.network(), sized.data()
     plain, mine = (count_cost(METHODS[name].step(net, batch)) for name in ("stopgrad", "stopgrad_bf16"))
     assert mine.flops == plain.flops
+    assert plain.kernels is not None
+    assert mine.kernels is not None
     # Two operands down, one result up.
     products = sum(isinstance(module, nn.Linear) for module in net.modules())
     assert plain.kernels < mine.kernels <= plain.kernels + 3 * products
