@@ -20,8 +20,8 @@ Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one run of a step costs.
+class Counts:
+    """What one run of a step costs, as far as it can be counted.
 
     Attributes:
         flops: Floating-point operations of matrix products, convolutions and attention.
@@ -35,6 +35,13 @@ class Cost:
     peak_bytes: int
     kernels: int | None
     kept_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Cost(Counts):
+    """The counts of an eager step, which has kernels."""
+
+    kernels: int
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from meanflow_ref.bench.allocator import allocation
-from meanflow_ref.bench.counters import Cost, Passes, count_cost, count_flops_compiled, count_kept, count_passes
+from meanflow_ref.bench.counters import Counts, Passes, count_cost, count_flops_compiled, count_kept, count_passes
 from meanflow_ref.bench.interleaved import Ratio, Timings, clock_for, interleave
 from meanflow_ref.bench.methods import BASELINE, METHODS, YARDSTICK, Evaluation, Method, step_of
 from meanflow_ref.bench.scenarios import Batch, Scenario
@@ -54,7 +54,7 @@ class Row:
     peak_bytes: float
     kernels: float | None
     passes: Passes | None
-    cost: Cost
+    cost: Counts
     limit: float = 4 / 3
     error: float | None = None
     share: float = 1.0
@@ -220,7 +220,7 @@ def measure(
 def _row(
     scenario: Prepared,
     name: str,
-    costs: Mapping[str, Cost],
+    costs: Mapping[str, Counts],
     passes: Passes | None,
     timings: Timings,
     error: float | None,
@@ -250,7 +250,7 @@ def _over(count: int | None, unit: int | None) -> float | None:
     return None if count is None or not unit else count / unit
 
 
-def _cost(scenario: Prepared, name: str) -> Cost:
+def _cost(scenario: Prepared, name: str) -> Counts:
     net, batch, evaluation = scenario.net, scenario.batch, scenario.evaluations[name]
     step, method = step_of(net, evaluation), scenario.methods[name]
     if not method.compiled:
@@ -261,7 +261,7 @@ def _cost(scenario: Prepared, name: str) -> Cost:
     net.zero_grad(set_to_none=True)
     peak = allocation(step, scenario.device).peak
     net.zero_grad(set_to_none=True)
-    return Cost(flops, peak, None, allocation(evaluation, scenario.device).kept)
+    return Counts(flops, peak, None, allocation(evaluation, scenario.device).kept)
 
 
 def _passes(scenario: Prepared, name: str) -> Passes | None:
