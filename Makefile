@@ -45,7 +45,8 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy $(SOURCES)
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m pytest benchmarks --benchmark-only --bench-long --bench-results build/bench --benchmark-json build/bench.json
+	mkdir -p build/bench
+	$(BIN)/python -m pytest benchmarks --benchmark-only --bench-long --bench-results build/bench --benchmark-json build/bench/pytest-benchmark.json
 
 bench-results: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks/bench_jvp.py --benchmark-only --bench-long --bench-results benchmarks/results/cpu-2core

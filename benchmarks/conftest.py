@@ -40,6 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_MEASURED] = {}
     config.stash[_NOTES] = []
+    folder = config.getoption("bench_results", None)
+    if folder:
+        # Now, and not after half an hour of measuring.
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise pytest.UsageError(f"--bench-results {folder}: {error}") from error
 
 
 def _asked_for(config: pytest.Config) -> bool:

@@ -70,6 +70,15 @@ def test_a_network_of_ones_own_under_pytest(tmp_path: Path) -> None:
     assert "| mlp" not in done.stdout
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_on(
+        "network_of_a_benchmark:Net", tmp_path, "--shape", "6", "--bench-results", str(tmp_path / "file" / "x")
+    )
+    assert done.returncode == 4
+    assert "--bench-results" in done.stderr
+
+
 def test_a_network_that_cannot_be_found_is_an_error_of_usage(tmp_path: Path) -> None:
     done = run_on("network_of_a_benchmark:Net", tmp_path)
     assert done.returncode == 2
