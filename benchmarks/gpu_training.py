@@ -36,12 +36,14 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 
 CLASSES = 1000
 
 
-def settings(device: torch.device, batch: int | None) -> tuple[Config, tuple[int, ...], str]:
+def settings(
+    device: torch.device, batch: int | None, precision: str = "bf16", compile_: bool = True
+) -> tuple[Config, tuple[int, ...], str]:
     """Options, shape of a latent, and what they are."""
     full = preset("imagenet-b4")
     if device.type == "cuda":
         return (
-            preset("imagenet-b4", batch=batch or full.batch),
+            preset("imagenet-b4", batch=batch or full.batch, precision=precision, compile=compile_),
             (4, 32, 32),
             "DiT-B/4, 32 x 32 x 4 latents, 1000 classes",
         )
@@ -71,7 +73,7 @@ def step_of(config: Config, shape: tuple[int, ...], objective: str, device: torc
         loss.compile()
     optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     batch = batch_of(config, shape, device)
-    autocast = objective == "flow-matching" and config.precision == "bf16"
+    autocast = objective == "flow-matching" and config.precision.startswith("bf16")
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -108,9 +110,11 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device)
 
 
-def measure(device: torch.device, batch: int | None, rounds: int) -> dict[str, Any]:
+def measure(
+    device: torch.device, batch: int | None, rounds: int, precision: str = "bf16", compile_: bool = True
+) -> dict[str, Any]:
     """The table's numbers."""
-    config, shape, about = settings(device, batch)
+    config, shape, about = settings(device, batch, precision, compile_)
     objectives = ("flow-matching", "meanflow")
     steps = {name: step_of(config, shape, name, device) for name in objectives}
     for step in steps.values():
@@ -175,11 +179,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_training")
     parser.add_argument("--device", default="auto", help="cuda, cpu, ... (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="rows (default: 256 on a GPU, 8 on the CPU)")
+    parser.add_argument("--precision", default="bf16", help="of a GPU's run: bf16 or bf16-all (default: %(default)s)")
+    parser.add_argument("--eager", action="store_true", help="a GPU's run without torch.compile")
     parser.add_argument("--rounds", type=int, default=20, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for training.md and training.json")
     options = parser.parse_args(arguments)
     try:
-        numbers = measure(find_device(options.device), options.batch, options.rounds)
+        numbers = measure(
+            find_device(options.device), options.batch, options.rounds, options.precision, not options.eager
+        )
     except (MeanFlowError, torch.OutOfMemoryError) as error:
         print(error, file=sys.stderr)
         return 2

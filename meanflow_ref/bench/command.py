@@ -33,12 +33,13 @@ def bench(arguments: argparse.Namespace) -> int:
                 print(f"  without {refusal.method}: {refusal.reason}", file=sys.stderr)
             outcomes += measure(prepared, rounds=arguments.rounds, budget=arguments.budget)
             outcomes += prepared.refusals.values()
+        # While the number of threads is that of the run, which the record tells.
+        said = (to_markdown(outcomes), finding(outcomes), finding(outcomes, "stopgrad"), legend(outcomes))
+        print("\n\n".join(text for text in said if text))
+        if arguments.out is not None:
+            print(f"\nwritten: {', '.join(map(str, save(outcomes, arguments.out)))}")
     finally:
         torch.set_num_threads(before)
-    said = (to_markdown(outcomes), finding(outcomes), finding(outcomes, "stopgrad"), legend(outcomes))
-    print("\n\n".join(text for text in said if text))
-    if arguments.out is not None:
-        print(f"\nwritten: {', '.join(map(str, save(outcomes, arguments.out)))}")
     return 0
 
 

@@ -129,7 +129,8 @@ class Convention:
         return output[self.outputs.index("u")]
 
 
-@dataclass(frozen=True)
+# Compared and hashed by identity: Dynamo of torch 2.11 hashes a callable while it is being built.
+@dataclass(frozen=True, eq=False)
 class Adapted:
     """A network behind a convention: the paper's ``u(z, r, t[, label])``. Made by :meth:`Convention.adapt`."""
 

@@ -19,10 +19,9 @@ from meanflow_ref.jvp.stopgrad.backend import StopgradJvp
 from meanflow_ref.jvp.stopgrad.front import recorded, stopgrad_jvp, stopgrad_jvp_of_rows
 
 # Rows cost some microseconds an operation, and save the tangent's arithmetic on the others. Measured on perceptrons 64
-# to 256 wide, batches of 64 to 1024: even where parameters times rows spared is 5e7. On other devices nothing was
-# measured: a thousand times as many is the cautious side.
-PAYS_FROM = {"cpu": 1 << 26}
-PAYS_FROM_ELSEWHERE = 1 << 36
+# to 256 wide, batches of 64 to 1024: even where parameters times rows spared is 5e7. On an H200 those microseconds are
+# what a step waits for: with 256 latents of DiT-B/4, a quarter of them moving, it loses (benchmarks/results/h200).
+PAYS_FROM = 1 << 26
 
 _Engine: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
@@ -32,18 +31,19 @@ _PARAMETERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 def rows_pay(backend: object, net: Callable[..., Any], z: Tensor, moving: Tensor) -> bool:
     """Whether one call in which only the rows of ``moving`` carry a tangent is possible, and cheaper.
 
-    It is not possible under ``torch.compile`` and ``make_fx``, whose graph would depend on the data, nor where
-    operations arrive undivided, under inference mode.
+    On the CPU alone: on a GPU it was measured to lose. It is not possible under ``torch.compile`` and ``make_fx``,
+    whose graph would depend on the data, nor where operations arrive undivided, under inference mode.
     """
     net = getattr(net, "net", net)
     if _engine(backend) is None or not isinstance(net, nn.Module) or z.dim() < 2:
+        return False
+    if z.device.type != "cpu":
         return False
     if torch.compiler.is_compiling() or recorded() or torch.is_inference_mode_enabled():
         return False
     # Multiplications of a forward pass, guessed: a parameter works once in each place of each row.
     work = _parameters(net) * len(z) * math.prod(z.shape[2:])
-    worth = PAYS_FROM.get(z.device.type, PAYS_FROM_ELSEWHERE)
-    return work >= worth and work * (1 - float(moving.float().mean())) >= worth
+    return work >= PAYS_FROM and work * (1 - float(moving.float().mean())) >= PAYS_FROM
 
 
 def _engine(backend: object) -> _Engine | None:

@@ -18,7 +18,7 @@ from meanflow_ref.objectives.meanflow import MeanFlowTerms, meanflow_loss, meanf
 from meanflow_ref.objectives.times import AbstractTimePair, LogitNormalPair, UniformPair
 from meanflow_ref.objectives.weighting import adaptive_weight, squared_norm
 from meanflow_ref.train.config import Config
-from meanflow_ref.train.precision import backend_of
+from meanflow_ref.train.precision import backend_of, whole_autocast
 
 # net, x, eps, r, t and the keywords of `meanflow_loss`, to its terms.
 Objective = Callable[..., MeanFlowTerms]
@@ -143,11 +143,12 @@ class Step(nn.Module):
             "norm": c.norm,
             "jvp": get_backend(c.jvp) if exact else self.backend,
             # The mixed-precision backend makes two passes of its own.
-            "two_pass": c.two_pass and c.precision == "fp32",
+            "two_pass": c.two_pass and c.precision != "bf16",
         }
-        if self.field is None:
-            return self.objective(net, x, eps, r, t, **options)
-        path, t_ = self.field.path, t[:, None]
-        z = formulas.interpolant(x, eps, path.alpha(t_), path.sigma(t_))
-        v = self.field.to(dtype=z.dtype, device=z.device).velocity(z, t)
-        return meanflow_loss_at(net, z, v, r, t, **options)  # type: ignore[arg-type]
+        with whole_autocast("fp32" if exact else c.precision, x.device):
+            if self.field is None:
+                return self.objective(net, x, eps, r, t, **options)
+            path, t_ = self.field.path, t[:, None]
+            z = formulas.interpolant(x, eps, path.alpha(t_), path.sigma(t_))
+            v = self.field.to(dtype=z.dtype, device=z.device).velocity(z, t)
+            return meanflow_loss_at(net, z, v, r, t, **options)  # type: ignore[arg-type]

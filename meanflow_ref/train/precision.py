@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +40,12 @@ def backend_of(name: str, precision: str) -> JvpBackend:
     """The backend of that name, in that precision."""
     backend = get_backend(name)
     return autocast_primal(backend) if precision == "bf16" else backend
+
+
+def whole_autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Context of a whole loss: under autocast if u, du/dt and the guided velocity are all to be in bfloat16."""
+    # Not autocast switched off otherwise: that would end one that a caller has opened.
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16-all" else nullcontext()
 
 
 def rounding_errors(

@@ -87,6 +87,7 @@ def test_when_it_pays() -> None:
     assert not rows_pay(stopgrad_jvp, wide, z[:4], few[:4])
     assert not rows_pay(stopgrad_jvp, lambda z, r, t: z, z, few)
     assert not rows_pay(get_backend("func"), wide, z, few)
+    assert not rows_pay(stopgrad_jvp, wide, z.to("meta"), few), "measured on the CPU"
     # A network of images works in every place.
     assert rows_pay(stopgrad_jvp, narrow, torch.zeros(16, 3, 64, 64), few[:16] & False)
 

@@ -123,6 +123,24 @@ def test_bf16_rounds_u_and_not_du_dt(name: str) -> None:
     assert errors["bf16"]["rounding_target"] < 1e-4
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_bf16_all_rounds_both_in_one_pass(name: str) -> None:
+    """u is that of bf16, and du/dt is off as u is: more than in float32, by no more than bfloat16 explains."""
+    net, *inputs = make(name)
+    errors, passes = {}, []
+    net.register_forward_hook(lambda *_: passes.append(1))
+    for precision in ("bf16", "bf16-all"):
+        step = Step(net, preset("toy", precision=precision), 3, None)
+        passes.clear()
+        terms = step(*batch(*inputs))
+        assert len(passes) == {"bf16": 2, "bf16-all": 1}[precision]
+        assert terms.loss.dtype == torch.float32
+        errors[precision] = rounding_errors(net, step.terms, batch(*inputs))
+    assert errors["bf16-all"]["rounding_u"] == pytest.approx(errors["bf16"]["rounding_u"], rel=0.5)
+    assert errors["bf16"]["rounding_du_dt"] < 1e-4
+    assert 1e-3 < errors["bf16-all"]["rounding_du_dt"] < 5e-2
+
+
 def test_a_derivative_under_autocast_would_be_seen() -> None:
     """The mutant: the whole loss under autocast."""
     net, *inputs = make("mlp")

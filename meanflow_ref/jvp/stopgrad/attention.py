@@ -179,8 +179,8 @@ def attention_rule(d: TangentOf, op: Op, out: Any, q: Tensor, k: Tensor, v: Tens
     mask = given.get("attn_mask", given.get("attn_bias"))
     scale = given.get("scale")
     value, lse = out[0], out[1]
-    if lse.numel() == 0:
-        # Without a graph in sight the efficient kernel leaves the logsumexp out: once more, with it.
+    if lse is None or lse.numel() == 0:
+        # Without a graph in sight two of the kernels leave the logsumexp out: once more, with it.
         again = [True if a.name == "compute_log_sumexp" else given.get(a.name) for a in op._schema.arguments[3:]]
         lse = op(q, k, v, *again[: len(args)], scale=scale)[1]
     tangent = attention_tangent(
