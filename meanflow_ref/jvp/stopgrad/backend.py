@@ -34,7 +34,7 @@ class StopgradJvp:
     bfloat16 pays where it multiplies faster than float32: on GPUs, and on CPUs with AVX512-BF16 or AMX; elsewhere it is
     slower than none. On the networks of the benchmark du/dt is off by 0.4 to 0.8 % (root mean square; its table has the
     column), ten thousand times float32's own error, and below the spread that the velocity of a sample brings into a
-    target. Loss and gradients are exact for the target that results. Keep ``None`` where du/dt itself is the result.
+    target. Loss and gradients are those of the target that results. Keep ``None`` where du/dt itself is the result.
 
     Args:
         tangent_dtype: ``torch.bfloat16``, or ``torch.float16``, whose error is an eighth of that but which overflows

@@ -5,9 +5,10 @@ autograd's graph, by the time a rule runs, so that the kernel's value is dropped
 products of a forward pass, tile by tile on the chip, where :mod:`attention` sends blocks of scores through memory.
 
 What is known of it (version 0.14.0): under Triton's interpreter (3.6) the kernel agrees with forward AD to float32
-rounding, at heads 32, 64 and 128 wide, causal and not. It has not been run on a GPU here. Where the tokens are no
-multiple of 32 it wrote beyond its tensors there, and an additive mask other than 0 and its own constant came out wrong
-by tens of per cent. Those cases, like all it does not take (grouped heads, cross-attention, other widths), stay with
+rounding, at heads 32, 64 and 128 wide, causal and not; on an H200 (torch 2.11) its tangent in bfloat16 agrees with this
+library's to 2 % at the same heads (``test_cuda.py``). Where the tokens are no multiple of 32 it wrote beyond its
+tensors in the interpreter, and an additive mask other than 0 and its own constant came out wrong by tens of per cent.
+Those cases, like all it does not take (grouped heads, cross-attention, other widths), stay with
 :mod:`attention`. Triton 3.9 has no block pointers any more, which the kernel is written with.
 """
 
