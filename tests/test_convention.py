@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from meanflow_ref.convention import TIME_SHAPES, TIMES, Convention
+from meanflow_ref.convention import TIME_SHAPES, TIMES, Adapted, Convention
 from meanflow_ref.errors import MeanFlowError, NetworkError, ParameterError
 from meanflow_ref.fields import Gaussian
 from meanflow_ref.objectives.meanflow import meanflow_loss, meanflow_loss_at
@@ -262,3 +262,8 @@ def test_what_cannot_be_expressed() -> None:
 def test_a_call_in_another_way_than_the_convention(call: Callable[..., Any]) -> None:
     with pytest.raises(NetworkError, match="3 positional arguments and keywords"):
         call(Convention("z, r, t").express(field().average_velocity), torch.zeros(2, 2))
+
+
+def test_an_adapted_network_has_a_hash_before_it_is_built() -> None:
+    """Dynamo of torch 2.11 asks for it while it traces the construction."""
+    assert isinstance(hash(object.__new__(Adapted)), int)

@@ -57,7 +57,7 @@ def test_a_network_of_ones_own(module: str, tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "has no colon"),
+        (["nothing"], "is no address"),
         (["no_such_module:net", "--shape", "6"], "cannot be imported"),
         (["{module}:number", "--shape", "6"], "is int"),
         (["{module}:net"], "--shape"),

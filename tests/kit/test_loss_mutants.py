@@ -42,11 +42,14 @@ def test_a_lawful_loss_is_not_flagged(case: Case) -> None:
     m = report.measured
     if case.title in NOT_REPLAYED:
         assert "replay_error" not in m
-    elif m["tangent_dtype"] == "float64" and m["engine"] != "finite difference":
-        # The figure of every correct loss by automatic differentiation, and the margin that the report prints.
+    if "replay_error" in m:
+        # float64 by autodiff or a fine central difference, or float32; the nearest bug is that many times further off.
+        assert m["replay_error"] < 1e-6
+        assert m["margin"] > 1e3
+    if case.title not in NOT_REPLAYED and m["tangent_dtype"] == "float64" and m["engine"] != "finite difference":
+        # Every correct loss by automatic differentiation has the figure.
         assert m["replay_error"] < 1e-6
         assert m["nearest_bug_error"] > 1e-3
-        assert m["margin"] > 1e3
 
 
 def test_enough_cases_of_every_name() -> None:
