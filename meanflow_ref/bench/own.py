@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from meanflow_ref.bench.scenarios import Scenario
 from meanflow_ref.errors import ParameterError
+from meanflow_ref.kit.target import load_target
 
 
 def own_scenario(target: str, shape: str, batch: int) -> Scenario:
     """Scenario of the network at ``target``, ``pkg.mod:net``: a module, or a function that returns one.
 
     Args:
-        target: Module and attribute; the working directory is searched too.
+        target: Module and attribute, or ``file.py:net``; see :func:`meanflow_ref.kit.target.load_target`.
         shape: Shape of one sample, ``4,32,32`` or ``4x32x32``.
         batch: Samples of a step.
 
@@ -41,16 +38,7 @@ def own_scenario(target: str, shape: str, batch: int) -> Scenario:
 
 
 def _load(target: str) -> Callable[[], nn.Module]:
-    module, colon, name = target.partition(":")
-    if not colon:
-        raise ParameterError(f"{target!r} has no colon.", "module:attribute", f"{target}:net")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ParameterError(f"{target!r} cannot be imported: {error}.", "module:attribute", "") from error
-    finally:
-        sys.path.pop(0)
+    found = load_target(target)
     if isinstance(found, nn.Module):
         return lambda: found
     if callable(found):

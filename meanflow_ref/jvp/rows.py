@@ -34,7 +34,8 @@ def rows_pay(backend: object, net: Callable[..., Any], z: Tensor, moving: Tensor
     On the CPU alone: on a GPU it was measured to lose. It is not possible under ``torch.compile`` and ``make_fx``,
     whose graph would depend on the data, nor where operations arrive undivided, under inference mode.
     """
-    net = getattr(net, "net", net)
+    if not isinstance(net, nn.Module):
+        net = getattr(net, "net", net)  # behind a convention
     if _engine(backend) is None or not isinstance(net, nn.Module) or z.dim() < 2:
         return False
     if z.device.type != "cpu":
@@ -79,47 +80,32 @@ def jvp_on_rows(
 
     """
     some, others = moving.nonzero()[:, 0], (~moving).nonzero()[:, 0]
+    order = torch.cat([some, others])
+    engine, back = _engine(backend), order.argsort()
     plain = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
-    engine = _engine(backend)
     if engine is not None and plain and len(some) and len(others):
-        return _in_one_call(engine, fn, primals, tangents, label, some, others)
-
-    def part(x: Tensor | None, index: Tensor) -> Tensor | None:
-        return None if x is None else x[index]
+        at, along, mine = _of_rows(order, primals, tangents, label)
+        u, du_dt = engine(lambda *args: fn(*args, mine), at, along, len(some))
+        return u.index_select(0, back), du_dt.index_select(0, back)
 
     values, derivatives = [], []
     if len(some):
-        at = tuple(x[some] for x in primals)
-        mine = part(label, some)
-        u, du_dt = backend(lambda *args: fn(*args, mine), at, tuple(part(d, some) for d in tangents))
+        at, along, mine = _of_rows(some, primals, tangents, label)
+        u, du_dt = backend(lambda *args: fn(*args, mine), at, along)
         values.append(u)
         derivatives.append(du_dt)
     if len(others):
-        u = fn(*(x[others] for x in primals), part(label, others))
+        at, _, theirs = _of_rows(others, primals, tangents, label)
+        u = fn(*at, theirs)
         values.append(u)
         derivatives.append(torch.zeros_like(u))
-    order = torch.cat([some, others]).argsort()
-    return torch.cat(values)[order], torch.cat(derivatives)[order]
+    return torch.cat(values).index_select(0, back), torch.cat(derivatives).index_select(0, back)
 
 
-def _in_one_call(
-    engine: _Engine,
-    fn: Callable[..., Tensor],
-    primals: tuple[Tensor, ...],
-    tangents: tuple[Tensor | None, ...],
-    label: Tensor | None,
-    some: Tensor,
-    others: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """All rows in one call, those that move first."""
-    order = torch.cat([some, others])
-    back = order.argsort()
-
-    def sort(x: Tensor | None, index: Tensor) -> Tensor | None:
-        return None if x is None else x.index_select(0, index)
-
-    mine = sort(label, order)
-    at = tuple(x.index_select(0, order) for x in primals)
-    along = tuple(sort(d, order) for d in tangents)
-    u, du_dt = engine(lambda *args: fn(*args, mine), at, along, len(some))
-    return u.index_select(0, back), du_dt.index_select(0, back)
+def _of_rows(
+    index: Tensor, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], label: Tensor | None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...], Tensor | None]:
+    """Primals, tangents and label of some rows."""
+    along = tuple(None if d is None else d.index_select(0, index) for d in tangents)
+    mine = None if label is None else label.index_select(0, index)
+    return tuple(x.index_select(0, index) for x in primals), along, mine

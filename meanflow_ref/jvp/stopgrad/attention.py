@@ -20,6 +20,11 @@ from torch import Tensor
 from meanflow_ref.errors import TangentError
 from meanflow_ref.jvp.stopgrad.table import Op, TangentOf
 
+# Operations of torch's fused kernels.
+FUSED = (
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
+)
 # Bytes of one block of scores.
 BLOCK = 8 << 20
 

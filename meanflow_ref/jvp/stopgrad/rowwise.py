@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from meanflow_ref.jvp.stopgrad.attention import FUSED
 from meanflow_ref.jvp.stopgrad.rules import DIAGONAL
 from meanflow_ref.jvp.stopgrad.table import RULES, Op
 from meanflow_ref.jvp.stopgrad.tangents import Rows, Tangents
@@ -331,11 +332,7 @@ _define("alias clone contiguous neg _to_copy add sub rsub mul div where masked_f
 _define(" ".join(name for name in DIAGONAL if name not in ("_softmax", "log_sigmoid_forward")), placewise)
 _define("mm.default addmm.default", product)
 _define("bmm.default baddbmm.default", batched)
-_define(
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
-    batched,
-)
+_define(FUSED, batched)
 _define(
     "convolution avg_pool2d _adaptive_avg_pool2d upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d "
     "reflection_pad2d replication_pad2d",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meanflow_ref.jvp.stopgrad.attention import attention_rule
+from meanflow_ref.jvp.stopgrad.attention import FUSED, attention_rule
 from meanflow_ref.jvp.stopgrad.products import bilinear
 from meanflow_ref.jvp.stopgrad.table import RULES, Op, TangentOf, define
 
@@ -341,10 +341,6 @@ define("native_layer_norm", layer_norm)
 define("native_group_norm", group_norm)
 define("native_batch_norm cudnn_batch_norm", batch_norm)
 define(CONSTANT, constant)
-define(
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
-    attention_rule,
-)
+define(FUSED, attention_rule)
 RULES[aten.view.dtype] = reinterpreted
 RULES[aten._native_batch_norm_legit.no_stats] = batch_norm_without_statistics

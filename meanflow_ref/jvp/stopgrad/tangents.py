@@ -125,11 +125,7 @@ class Tangents:
 
     def moves(self, x: Tensor) -> bool:
         """Whether ``x`` has a tangent; raises as :meth:`get`."""
-        entry = self.entries.get(id(x))
-        try:
-            key = x.untyped_storage()._cdata
-        except (RuntimeError, NotImplementedError):
-            key = 0
+        entry, key = self.entries.get(id(x)), storage_key(x)
         if entry is None:
             return key in self._regions and self.get(x) is not None
         return entry.tangent is not None if entry.key == key else self.get(x) is not None
