@@ -33,9 +33,9 @@ _ALLOCATIONS = frozenset(
 )
 
 
-# What kind of operation this is, by its identity: they live for ever.
+# What kind of operation this is. Keyed by the operation, which stays alive so: a number may come to be another one's.
 _PLAIN, _VIEW, _ALLOCATES, _WRITES = range(4)
-_KINDS: dict[int, int] = {}
+_KINDS: dict[Op, int] = {}
 
 
 def _kind_of(func: Op) -> int:
@@ -46,7 +46,7 @@ def _kind_of(func: Op) -> int:
         kind = _ALLOCATES
     elif func.is_view:
         kind = _VIEW
-    return _KINDS.setdefault(id(func), kind)
+    return _KINDS.setdefault(func, kind)
 
 
 class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -71,7 +71,7 @@ class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         tangents = self.tangents
-        kind = _KINDS.get(id(func))
+        kind = _KINDS.get(func)
         if kind is None:
             kind = _kind_of(func)
         if kind == _WRITES:
