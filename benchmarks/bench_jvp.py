@@ -22,7 +22,7 @@ from meanflow_ref.errors import ParameterError
 
 # The short form: all eager methods on all rows, those that know of rows on a quarter, and one network compiled.
 SHORT_SHARE = 0.25
-BY_ROWS = (YARDSTICK, BASELINE, "func", "stopgrad", "stopgrad_rows")
+BY_ROWS = (YARDSTICK, BASELINE, "func", "stopgrad", "stopgrad_rows", "stopgrad_traced_rows")
 SHORT_COMPILED = "mlp"
 LONG_SHARES = (1.0, 0.75, 0.25)
 

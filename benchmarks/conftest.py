@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from meanflow_ref.bench.allocator import keep_freed_memory
 from meanflow_ref.bench.measure import Outcome, Prepared, Row, measure, prepare
 from meanflow_ref.bench.methods import COMPILED, METHODS
 from meanflow_ref.bench.scenarios import Scenario
@@ -72,6 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _one_thread() -> None:
     """One thread, so that CPU time tells what a step costs whatever else the machine does."""
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 @pytest.fixture

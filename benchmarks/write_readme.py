@@ -13,8 +13,8 @@ from meanflow_ref.bench.bounds import aim_of
 HERE = Path(__file__).parent
 RUN = HERE / "results" / "cpu-2core" / "jvp.json"
 BEGIN, END = "<!-- figures: begin, written by write_readme.py -->", "<!-- figures: end -->"
-EAGER = ("func", "double_backward", "functional_jvp", "two_pass", "one_sided_difference", "stopgrad")
-BY_ROWS = ("func", "stopgrad", "stopgrad_rows")
+EAGER = ("func", "double_backward", "functional_jvp", "two_pass", "one_sided_difference", "stopgrad", "stopgrad_traced")
+BY_ROWS = ("func", "stopgrad", "stopgrad_rows", "stopgrad_traced", "stopgrad_traced_rows")
 COMPILED = ("func_compiled", "stopgrad_compiled", "stopgrad_rows_compiled")
 
 Rows = dict[tuple[str, float, str], dict[str, Any]]

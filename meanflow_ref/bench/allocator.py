@@ -6,6 +6,7 @@ nothing of it. On the CPU the profiler's memory events tell every allocation and
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 from collections.abc import Callable
@@ -14,6 +15,34 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+
+# Options of glibc's mallopt: bytes freed at the top of the heap that are kept, and blocks that are mapped one by one.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_kept: list[bool] = []
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what a step frees for the next one, as CUDA's caching allocator does.
+
+    By default glibc gives large blocks back to the system. The next step then takes a page fault for every 4 KiB of
+    them, and how many those are depends on which step ran before: in an interleaved run a method pays for the others.
+
+    Returns:
+        Whether it could be told; only glibc can.
+
+    """
+    if not _kept:
+        try:
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+            _kept.append(bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1)))
+        except (OSError, AttributeError):
+            _kept.append(False)
+    return _kept[0]
+
+
+def keeps_freed_memory() -> bool:
+    """Whether :func:`keep_freed_memory` was called here, and could do so."""
+    return _kept == [True]
 
 
 @dataclass(frozen=True)

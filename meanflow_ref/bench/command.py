@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from meanflow_ref.bench.allocator import keep_freed_memory
 from meanflow_ref.bench.measure import Outcome, measure, prepare
 from meanflow_ref.bench.methods import COMPILED, METHODS, Method
 from meanflow_ref.bench.own import own_scenario
@@ -22,6 +23,7 @@ def bench(arguments: argparse.Namespace) -> int:
     own = arguments.network
     scenarios = [own_scenario(own, arguments.shape, arguments.batch)] if own else list(SCENARIOS.values())
     methods = methods_for(arguments.share, compiled=arguments.compiled)
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ def count_flops_compiled(step: Step) -> int:
     Products, convolutions and attention are called by compiled code through the dispatcher and are seen; what the
     compiler fused is elementwise and has none.
     """
-    with _WatcherOfCompiled() as watcher:
+    with _Watcher() as watcher:
         step()
     flops: int = watcher.flops
     return flops
@@ -121,6 +122,16 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live = self.peak = self.kernels = self.flops = 0
         self._known: set[int] = set()
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Under any other mode what was recorded or compiled before would run eagerly, or refuse to."""
+        return True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled code is watched from outside."""
+        return True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -130,7 +141,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._register(tensor.untyped_storage(), 0)
         out = func(*args, **kwargs)
         fresh = [s for s in map(Tensor.untyped_storage, _tensors(out)) if self._register(s, s.nbytes())]
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+        if (formula := _formula(func)) is not None:
             self.flops += int(formula(*args, **kwargs, out_val=out))
         # An operation computes if it fills new memory or writes into old; a view does neither.
         self.kernels += bool(fresh) or bool(func._schema.is_mutable)
@@ -153,16 +164,13 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known.discard(key)
 
 
-class _WatcherOfCompiled(_Watcher):  # type: ignore[no-untyped-call]
-    """The same for code already compiled, which under any other mode would run eagerly, or refuse to."""
-
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        return True
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        return True
+@cache
+def _formula(func: Any) -> Callable[..., Any] | None:
+    """FLOPs of an operation; of one that writes its result (``baddbmm_``) as of one that returns it."""
+    packet = func._overloadpacket
+    if packet not in flop_registry and func._schema.is_mutable:
+        packet = getattr(torch.ops.aten, func._schema.name.split("::")[1].removesuffix("_"), packet)
+    return flop_registry.get(packet)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

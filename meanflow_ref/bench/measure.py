@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from meanflow_ref.bench.interleaved import Ratio, Timings, clock_for, interleave
 from meanflow_ref.bench.methods import BASELINE, METHODS, YARDSTICK, Evaluation, Method, step_of
 from meanflow_ref.bench.scenarios import Batch, Scenario
 from meanflow_ref.errors import MeanFlowError, NetworkError
+from meanflow_ref.jvp.stopgrad.traced import UntracedWarning, why_untraced
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Row:
         flops: FLOPs over the yardstick's.
         peak_bytes: Peak memory over the yardstick's.
         kernels: Kernels over the yardstick's; None where a compiler fused them.
-        passes: Passes of the network; None under a compiler.
+        passes: Passes of the network; None where it is recorded or compiled.
         cost: The counts themselves.
         limit: Least work over the yardstick's: forward, backward, and a tangent on the rows that need one.
         error: Relative error of du/dt against float64; None where there is none to compare.
@@ -132,6 +134,8 @@ def prepare(
             evaluation = method.prepare(net, batch)
             step = step_of(net, evaluation)
             reason = _apart(step) if method.compiled else _complaint(step)
+            if reason is None and method.traced and why_untraced(net):
+                reason = f"it cannot be traced: {why_untraced(net)}"
         if reason is None:
             found.methods[name], found.evaluations[name] = method, evaluation
             continue
@@ -148,7 +152,10 @@ def prepare(
 def _complaint(step: Callable[[], object]) -> str | None:
     """What a step says that cannot run, in a line."""
     try:
-        step()
+        with warnings.catch_warnings():
+            # A row that says so is enough.
+            warnings.simplefilter("ignore", UntracedWarning)
+            step()
     except (MeanFlowError, RuntimeError, TypeError) as error:
         return _first_line(error)
     return None
@@ -266,7 +273,7 @@ def _cost(scenario: Prepared, name: str) -> Counts:
 
 def _passes(scenario: Prepared, name: str) -> Passes | None:
     method = scenario.methods[name]
-    if method.compiled:
+    if method.compiled or method.traced:
         return None
     batch = scenario.batch
     return count_passes(lambda tapped: method.step(tapped, batch), scenario.net, len(batch.x))

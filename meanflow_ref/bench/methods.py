@@ -61,6 +61,12 @@ class Method:
         """Whether du/dt is computed on the rows with r != t alone."""
         return self.options is not None and self.options.get("rows") == "moving"
 
+    @property
+    def traced(self) -> bool:
+        """Whether the network is recorded once and replayed."""
+        backend = (self.options or {}).get("jvp")
+        return backend is not None and getattr(get_backend(backend), "traced", False)
+
     def evaluate(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Loss of a batch, with its graph, and du/dt; eager."""
         if self.options is None:
@@ -80,7 +86,7 @@ class Method:
         if self.options is None:
             return self
         if self.on_rows:
-            return replace(self, options={**self.options, "jvp": _MarkingRows(mark)})
+            return replace(self, options={**self.options, "jvp": _MarkingRows(mark, self.traced)})
         backend = get_backend(self.options.get("jvp", "stopgrad"))
 
         def marking(fn: TensorFunction, primals: Any, tangents: Any, /) -> tuple[Tensor, Tensor]:
@@ -113,13 +119,12 @@ class Method:
 class _MarkingRows(StopgradJvp):
     """The stop-gradient JVP of some rows, which tells when it is done."""
 
-    def __init__(self, mark: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, mark: Callable[[], None], traced: bool) -> None:
+        super().__init__(traced=traced)
         object.__setattr__(self, "mark", mark)
 
-    def of_rows(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """As its base, and tell."""
-        pair = super().of_rows(*arguments)
+    def _with_options(self, jvp: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        pair = super()._with_options(jvp)
         self.mark()  # type: ignore[attr-defined]
         return pair
 
@@ -186,6 +191,16 @@ METHODS: dict[str, Method] = {
             "stopgrad_rows",
             "the same on the rows with r != t alone, in one call of the network",
             {"jvp": "stopgrad", "rows": "moving"},
+        ),
+        Method(
+            "stopgrad_traced",
+            "the stop-gradient JVP recorded once by Dynamo and replayed by the same kernels, without a compiler",
+            {"jvp": "stopgrad_traced"},
+        ),
+        Method(
+            "stopgrad_traced_rows",
+            "the same on the rows with r != t alone, in a call of their own",
+            {"jvp": "stopgrad_traced", "rows": "moving"},
         ),
         Method(
             "stopgrad_bf16",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from meanflow_ref.bench.allocator import keeps_freed_memory
 from meanflow_ref.bench.bounds import aim_of
 from meanflow_ref.bench.measure import Outcome, Refusal, Row
 from meanflow_ref.bench.methods import BASELINE, COMPILED, METHODS
@@ -125,6 +126,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "freed memory": "kept" if keeps_freed_memory() else "returned",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 

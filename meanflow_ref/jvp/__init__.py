@@ -22,8 +22,11 @@ BACKENDS: dict[str, str] = {
     "double_backward": "meanflow_ref.jvp.double_backward:double_backward_jvp",
     "finite_difference": "meanflow_ref.jvp.finite_difference:finite_difference_jvp",
 }
-# Backends at other options, which are not exact: names to ask for, none that a proof or a comparison runs over.
-VARIANTS: dict[str, str] = {"stopgrad_bf16": "meanflow_ref.jvp.stopgrad:stopgrad_bf16_jvp"}
+# Backends at other options: names to ask for, none that a proof or a comparison runs over.
+VARIANTS: dict[str, str] = {
+    "stopgrad_traced": "meanflow_ref.jvp.stopgrad:stopgrad_traced_jvp",
+    "stopgrad_bf16": "meanflow_ref.jvp.stopgrad:stopgrad_bf16_jvp",
+}
 _LOADED: dict[str, JvpBackend] = {}
 
 

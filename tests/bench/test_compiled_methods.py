@@ -96,15 +96,17 @@ class Breaking(nn.Module):
 def test_what_cannot_be_compiled_is_refused_by_a_row() -> None:
     scenario = Scenario("breaking", Breaking, (3,), 4, "")
     prepared = prepare(scenario, METHODS | COMPILED)
-    assert set(prepared.refusals) == set(COMPILED)
+    traced = {name for name in METHODS if METHODS[name].traced}
+    assert set(prepared.refusals) == set(COMPILED) | traced
+    assert "cannot be traced" in prepared.refusals["stopgrad_traced_rows"].reason
     assert "graph_break" in prepared.refusals[f"{YARDSTICK}_compiled"].reason
     assert "yardstick" in prepared.refusals["stopgrad_compiled"].reason
     outcomes: list[Outcome] = [*measure(prepared, rounds=1), *prepared.refusals.values()]
     table = to_markdown(outcomes)
     assert "- breaking, `func_compiled`, 100 %: refused: " in table
     content = record(outcomes)
-    assert {refusal["method"] for refusal in content["refused"]} == set(COMPILED)
-    assert {row["method"] for row in content["rows"]} == set(METHODS)
+    assert {refusal["method"] for refusal in content["refused"]} == set(COMPILED) | traced
+    assert {row["method"] for row in content["rows"]} == set(METHODS) - traced
 
 
 class Grouped(nn.Module):

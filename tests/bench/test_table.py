@@ -85,6 +85,7 @@ ROW_SCHEMA: dict[str, Any] = {
 REFUSAL_SCHEMA: dict[str, Any] = {"scenario": str, "method": str, "reason": str, "share": float}
 ENVIRONMENT_SCHEMA: dict[str, Any] = {
     "torch": str, "python": str, "machine": str, "cpus": int, "threads": int, "device": str,
+    "freed memory": str,
 }  # fmt: skip
 SCHEMA: dict[str, Any] = {
     "format": int, "environment": ENVIRONMENT_SCHEMA, "rows": [ROW_SCHEMA], "refused": [REFUSAL_SCHEMA],

@@ -23,6 +23,7 @@ from meanflow_ref._typing import TensorFunction
 from meanflow_ref.errors import ParameterError, TangentError
 from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp, stopgrad_jvp_of_rows
 from meanflow_ref.jvp.stopgrad.products import SWITCH
+from meanflow_ref.jvp.stopgrad.traced import traced_jvp
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class StopgradJvp:
             beyond 65504, where a stiff time embedding can take a tangent; ``None`` is the dtype of the primal.
         guard: Whether du_dt raises ``TangentError`` in a backward pass that reaches it, for objectives that are ported
             to this backend. ``meanflow_loss`` detaches du_dt and never meets it. Not under ``torch.compile``.
+        traced: Whether to record the network once and replay it, see :mod:`meanflow_ref.jvp.stopgrad.traced`;
+            ``jvp="stopgrad_traced"`` names that one.
 
     Raises:
         ParameterError: If the dtype is another one.
@@ -49,6 +52,7 @@ class StopgradJvp:
 
     tangent_dtype: torch.dtype | None = None
     guard: bool = False
+    traced: bool = False
 
     def __post_init__(self) -> None:
         if self.tangent_dtype not in (None, torch.bfloat16, torch.float16):
@@ -75,7 +79,8 @@ class StopgradJvp:
             MeanFlowError: As :func:`stopgrad_jvp`.
 
         """
-        return self._with_options(lambda: stopgrad_jvp(fn, primals, tangents))
+        engine = traced_jvp if self.traced else stopgrad_jvp
+        return self._with_options(lambda: engine(fn, primals, tangents))
 
     def of_rows(
         self, fn: TensorFunction, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], moving: int, /
@@ -126,3 +131,4 @@ class _Guard(torch.autograd.Function):
 
 
 stopgrad_bf16_jvp = StopgradJvp(torch.bfloat16)
+stopgrad_traced_jvp = StopgradJvp(traced=True)

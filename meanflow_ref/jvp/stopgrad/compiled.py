@@ -17,12 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._dynamo.decorators import skip_code  # type: ignore[attr-defined]
 
 from meanflow_ref._typing import TensorFunction
 from meanflow_ref._validate import require_output
 from meanflow_ref.errors import ForwardADError, MeanFlowError, TangentError
 from meanflow_ref.jvp.stopgrad.attention import attention_tangent
+from meanflow_ref.jvp.stopgrad.dynamo import never_first, types_as_of_values
+from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp
 from meanflow_ref.jvp.stopgrad.products import product_dtype
 from meanflow_ref.jvp.stopgrad.rules import DIAGONAL
 from meanflow_ref.jvp.stopgrad.table import RULES as OF_OPERATIONS
@@ -30,24 +31,6 @@ from meanflow_ref.jvp.stopgrad.table import RULES as OF_OPERATIONS
 aten: Any = torch.ops.aten
 _SPACES: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn, torch.special)
 RULES: dict[Any, Callable[..., Any]] = {}
-
-
-def inlined_only(function: Any) -> Any:
-    """The function, which Dynamo traces as part of a network and never by itself.
-
-    Where a network breaks the graph, what it calls then is compiled call by call, and what was compiled is looked up
-    without a look at a C function among the arguments or in a closure (torch 2.13): ``exp`` would run as ``sin``.
-    """
-    skip_code(function.__code__)
-    return function
-
-
-@inlined_only
-def answer(rule: Callable[..., Any], func: Any, args: Any, kwargs: Any) -> Any:
-    """What a rule makes of a call; in eager mode, after a graph break, without Dynamo."""
-    if torch.compiler.is_dynamo_compiling():
-        return rule(func, *args, **kwargs)
-    return torch._dynamo.disable(rule)(func, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 class Pair:
@@ -58,9 +41,8 @@ class Pair:
         self.tangent = tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
 
     @classmethod
-    @inlined_only
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return answer(by_table, func, args, kwargs or {})
+        return by_table(func, *args, **(kwargs or {}))
 
     paired_value = property(lambda self: self.value)
     shape = property(lambda self: self.value.shape)
@@ -90,6 +72,10 @@ class Pair:
             "operations that return new tensors",
             "write x = x + y for x += y and the like, or run this network's loss without torch.compile",
         )
+
+
+types_as_of_values(Pair)
+never_first(stopgrad_jvp.__code__)
 
 
 def by_table(func: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -159,6 +145,11 @@ def pair(value: Tensor, tangent: Any) -> Any:
 def _as(x: Tensor, low: torch.dtype | None) -> Tensor:
     """An operand of a product of tangents, rounded where that was asked for; :class:`Pair` widens the result."""
     return x if low is None else x.to(low)
+
+
+def _scaled(tangent: Tensor, weight: Tensor) -> Tensor:
+    """What a kernel has just made, times a weight: in its own memory where that holds the product."""
+    return tangent.mul_(weight) if weight.dtype == tangent.dtype else tangent * weight
 
 
 # ---------------------------------------------------------------- rules, in the groups of the table
@@ -251,8 +242,16 @@ def multiplied(func: Any, x: Any, y: Any) -> Any:
         elif dx is None:
             tangent = dy * still(x)
         else:
-            tangent = dx * still(y) + still(x) * dy
+            tangent = _sum_of_products(dx, still(y), still(x), dy)
     return pair(out, tangent)
+
+
+def _sum_of_products(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """a b + c d, in the memory of the first product where it is of one kind."""
+    product = a * b
+    if product.dtype == c.dtype == d.dtype:
+        return product.addcmul_(c, d)
+    return product + c * d
 
 
 def divided(func: Any, x: Any, y: Any, *, rounding_mode: Any = None) -> Any:
@@ -266,7 +265,7 @@ def divided(func: Any, x: Any, y: Any, *, rounding_mode: Any = None) -> Any:
             tangent = dx / still(y)
         else:
             change = out.detach() * dy
-            tangent = (-change if dx is None else dx - change) / still(y)
+            tangent = (change.neg_() if dx is None else dx - change) / still(y)
     return pair(out, tangent)
 
 
@@ -289,7 +288,7 @@ def product(func: Any, x: Any, y: Any) -> Any:
         tangent = None if dx is None else torch.matmul(_as(dx, low), _as(still(y), low))
         if dy is not None:
             second = torch.matmul(_as(still(x), low), _as(dy, low))
-            tangent = second if tangent is None else tangent + second
+            tangent = second if tangent is None else tangent.add_(second)
     return pair(out, tangent)
 
 
@@ -302,7 +301,7 @@ def affine(func: Any, x: Any, w: Any, bias: Any = None) -> Any:
         tangent = None if dx is None else func(_as(dx, low), _as(still(w), low))
         if dw is not None:
             second = func(_as(still(x), low), _as(dw, low))
-            tangent = second if tangent is None else tangent + second
+            tangent = second if tangent is None else tangent.add_(second)
         if db is not None:
             tangent = db if tangent is None else tangent + db
     return pair(out, tangent)
@@ -375,7 +374,7 @@ def layer_norm(
             x.tangent.contiguous(), x.value.detach(), shape, mean, rstd, None, None, [True, False, False]
         )[0]
         if weight is not None:
-            tangent = tangent * weight.detach()
+            tangent = _scaled(tangent, weight.detach())
     return Pair(out, tangent)
 
 
@@ -395,15 +394,15 @@ def group_norm(
             [True, False, False],
         )[0]  # fmt: skip
         if weight is not None:
-            tangent = tangent * weight.detach().view(1, channels, *[1] * (tangent.dim() - 2))
+            tangent = _scaled(tangent, weight.detach().view(1, channels, *[1] * (tangent.dim() - 2)))
     return Pair(out, tangent)
 
 
 def dropout(func: Any, x: Pair, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    """One mask for both."""
+    """One mask for both, over elements or whole channels."""
     if not training or p == 0:
         return x
-    mask = F.dropout(torch.ones_like(x.value), p, True)
+    mask = func(torch.ones_like(x.value), p, True)
     with torch.no_grad():
         tangent = x.tangent * mask
     return Pair(x.value * mask, tangent)
@@ -472,6 +471,23 @@ def refused(func: Any, *args: Any, **kwargs: Any) -> Any:
     )
 
 
+def random(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """What draws numbers: its value and its derivative would draw apart."""
+    return refuse(
+        TangentError,
+        f"the network uses {func.__name__}, under torch.compile, where its mask is not known.",
+        "torch.nn.functional.dropout, dropout1d, dropout2d or dropout3d",
+        "one of those, or run this network's loss without torch.compile",
+    )
+
+
+def random_in_training(func: Any, x: Any, *args: Any, training: bool = False, **kwargs: Any) -> Any:
+    """The same, of an operation that is deterministic in evaluation."""
+    if training or any(option is True for option in args):
+        return random(func)
+    return by_forward_mode(func, x, *args, **kwargs)
+
+
 def from_library(func: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation of a library: by its registered rule alone. Forward mode knows none and would drop the tangent."""
     op = func.default if isinstance(func, torch._ops.OpOverloadPacket) else func
@@ -537,7 +553,8 @@ def _of_torch(func: Any) -> bool:
 
 
 def _if_floating(value: Any, tangent: Any) -> Any:
-    return pair(value, tangent) if isinstance(value, Tensor) and value.is_floating_point() else value
+    differentiable = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return pair(value, tangent) if differentiable else value
 
 
 # ---------------------------------------------------------------- the table itself
@@ -561,6 +578,10 @@ avg_pool2d adaptive_avg_pool2d avg_pool1d mean sum pixel_shuffle pixel_unshuffle
 narrow select index_select movedim moveaxis view_as reshape_as t tensor_split diagonal tile rot90 cumsum triu tril
 broadcast_to gather hsplit vsplit type_as"""
 _NUMBERS = "item tolist numpy __float__ __int__ __setitem__"
+# Functions that draw random numbers: always, or in what way is not known.
+_RANDOM_NAMES = """native_dropout _fused_dropout fractional_max_pool2d fractional_max_pool3d
+fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices gumbel_softmax bernoulli poisson multinomial
+normal binomial multi_head_attention_forward lstm gru rnn_tanh rnn_relu"""
 # Functions of the table's diagonal group, with the names of their options in the kernel's order.
 _ELEMENTWISE = {
     "leaky_relu": ("negative_slope",), "softplus": ("beta", "threshold"), "elu": ("alpha",),
@@ -592,7 +613,9 @@ for _name, _options in _ELEMENTWISE.items():
 _define(softmax, "softmax")
 _define(layer_norm, "layer_norm")
 _define(group_norm, "group_norm")
-_define(dropout, "dropout")
+_define(dropout, "dropout dropout1d dropout2d dropout3d feature_dropout")
+_define(random, _RANDOM_NAMES)
+_define(random_in_training, "alpha_dropout feature_alpha_dropout rrelu")
 _define(attention, "scaled_dot_product_attention")
 
 
@@ -600,16 +623,16 @@ def _method(name: str) -> Any:
     function = getattr(Tensor, name)
 
     def method(self: Pair, *args: Any, **kwargs: Any) -> Any:
-        return answer(by_table, function, (self, *args), kwargs)
+        return by_table(function, self, *args, **kwargs)
 
-    return inlined_only(method)
+    return method
 
 
 def _through(function: Any, rule: Callable[..., Any]) -> Any:
     def method(self: Pair, *args: Any, **kwargs: Any) -> Any:
-        return answer(rule, function, (self, *args), kwargs)
+        return rule(function, self, *args, **kwargs)
 
-    return inlined_only(method)
+    return method
 
 
 _COMPARISONS = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__"

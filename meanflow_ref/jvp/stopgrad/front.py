@@ -72,7 +72,7 @@ def stopgrad_jvp(
     if not at:
         u = of_moving()
         return u, torch.zeros_like(u)
-    _require_plain(at, along)
+    require_plain(at, along)
     still = [(f"{i}", primal) for i, (primal, d) in enumerate(zip(primals, tangents, strict=True)) if d is None]
     u, du_dt = _dispatched(of_moving, at, along, still)
     if du_dt is None:
@@ -101,7 +101,7 @@ def stopgrad_jvp_of_rows(
     """
     rows = Rows(moving, primals[0].shape[0])
     of_moving, at, along = moving_part(fn, primals, tangents)
-    _require_plain(at, along)
+    require_plain(at, along)
     still = [(f"{i}", primal) for i, (primal, d) in enumerate(zip(primals, tangents, strict=True)) if d is None]
     u, du_dt = _dispatched(of_moving, at, tuple(d[:moving] for d in along), still, rows)
     if du_dt is None:
@@ -234,7 +234,8 @@ def _is_dual(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def _require_plain(at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> None:
+def require_plain(at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> None:
+    """Raise where transforms or forward mode around the call would hide tensors, or want more than du_dt has."""
     if getattr(_ACTIVE, "inside", False):
         raise TangentError(
             "stopgrad_jvp inside the network of another stopgrad_jvp: the outer one would need a derivative of du_dt, "

@@ -8,11 +8,13 @@ checkpointing and distributed wrappers included.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _python_dispatch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -49,6 +51,40 @@ def _kind_of(func: Op) -> int:
     return _KINDS.setdefault(func, kind)
 
 
+class _Flags:
+    """Torch's flags that say whether a dispatch mode is on: of the process, where modes are of a thread (torch 2.13).
+
+    A mode sets them back to what it found. Modes of two threads that overlap leave them on for good, and from there on
+    torch.compile refuses. They were off before the first of ours, so that they are off after the last.
+    """
+
+    names = (
+        "_is_in_torch_dispatch_mode",
+        "_is_in_non_infra_torch_dispatch_mode",
+        "_is_in_any_mode_without_ignore_compile_internals",
+    )
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.off = threading.Lock(), 0, False
+
+    def enter(self) -> None:
+        if self.inside == 0:
+            self.off = not any(getattr(_python_dispatch, name, False) for name in self.names)
+        self.inside += 1
+
+    def leave(self) -> None:
+        self.inside -= 1
+        if self.inside == 0 and self.off and getattr(_python_dispatch, self.names[0], False):
+            for name in filter(_python_dispatch.__dict__.__contains__, self.names):
+                setattr(_python_dispatch, name, False)
+            tell = getattr(_python_dispatch, "set_is_in_mode_without_ignore_compile_internals", None)
+            if tell is not None:
+                tell(False)
+
+
+_FLAGS = _Flags()
+
+
 class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carries tangents through what runs inside it.
 
@@ -60,6 +96,17 @@ class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, rows: Rows | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tangents = Tangents(rows)
+
+    def __enter__(self) -> StopGradMode:
+        with _FLAGS.lock:
+            _FLAGS.enter()
+            super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with _FLAGS.lock:
+            super().__exit__(*error)  # type: ignore[no-untyped-call]
+            _FLAGS.leave()
 
     def result(self, u: Tensor) -> Tensor | None:
         """Tangent of what the network returned."""

@@ -3,6 +3,9 @@
 Each operation is called on its sample inputs with a tangent on every floating-point tensor among them. A verdict is
 ``right``, ``refused`` (a clear error with the operation's name) or what is wrong.
 
+With ``pairs``, the same of the compile form's rules, outside a compiler; what a pair does not know, such as a write,
+counts as refused.
+
 With ``rows``, the tangents are those of the first places of some dimension (one call in which a part of the batch
 moves), and forward AD sees zeros for the rest.
 """
@@ -20,6 +23,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from meanflow_ref.errors import ForwardADError, TangentError
+from meanflow_ref.jvp.stopgrad.compiled import Pair
 from meanflow_ref.jvp.stopgrad.mode import StopGradMode
 from meanflow_ref.jvp.stopgrad.tangents import Rows
 
@@ -55,7 +59,7 @@ def name_of(op: Any) -> str:
     return f"{op.name}/{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
-def judge(op: Any, rows: bool = False) -> str:
+def judge(op: Any, rows: bool = False, pairs: bool = False) -> str:
     """Verdict on an operation, over its samples and over its out-of-place and in-place forms."""
     verdicts: set[str] = set()
     with warnings.catch_warnings():
@@ -63,7 +67,8 @@ def judge(op: Any, rows: bool = False) -> str:
         for sample in _samples(op, SAMPLES_OF_ROWS if rows else SAMPLES):
             for form in (op.op, op.inplace_variant):
                 if form is not None:
-                    verdicts |= {_judge_call(form, sample, seed) for seed in (range(1, 7) if rows else (0,))}
+                    seeds = range(1, 7) if rows else (0,)
+                    verdicts |= {_judge_call(form, sample, seed, pairs) for seed in seeds}
     for verdict in verdicts - {"right", "refused", ""}:
         return verdict
     return "refused" if "refused" in verdicts else "right" if "right" in verdicts else "no oracle"
@@ -79,7 +84,7 @@ def _samples(op: Any, number: int) -> Iterator[Any]:
     yield from samples
 
 
-def _judge_call(form: Callable[..., Any], sample: Any, seed: int) -> str:
+def _judge_call(form: Callable[..., Any], sample: Any, seed: int, pairs: bool) -> str:
     arguments = (sample.input, sample.args, sample.kwargs)
     leaves = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor) and x.is_floating_point()]
     generator = torch.Generator().manual_seed(seed)
@@ -92,10 +97,12 @@ def _judge_call(form: Callable[..., Any], sample: Any, seed: int) -> str:
     except Exception:
         return ""  # forward AD has no answer for this sample
     try:
-        found = _by_mode(form, arguments, along, rows, dims)
+        found = _by_pairs(form, arguments, along) if pairs else _by_mode(form, arguments, along, rows, dims)
     except (TangentError, ForwardADError) as error:
         return "refused" if str(error) else "a refusal that says nothing"
     except Exception as error:
+        if pairs and "Pair" in str(error):
+            return "refused"  # by Python: what takes tensors alone, or an attribute that a pair does not have
         return f"{type(error).__name__}: {str(error)[:160]}"
     if rows is not None:
         # 0 times what is not finite: forward AD sees nan where a row does not move, the mode sees nothing.
@@ -170,6 +177,16 @@ def _by_mode(
     with mode:
         out = _call(form, copied)
         return [mode.tangents.get(x) if isinstance(x, Tensor) else None for x in pytree.tree_leaves(out)]
+
+
+def _by_pairs(form: Any, arguments: Any, along: dict[int, Tensor]) -> list[Tensor | None]:
+    def pair(x: Any) -> Any:
+        if id(x) not in along:
+            return x.clone() if isinstance(x, Tensor) else x
+        return Pair(x.clone(), along[id(x)].clone())
+
+    out = _call(form, pytree.tree_map(pair, arguments))
+    return [x.tangent if isinstance(x, Pair) else None for x in pytree.tree_leaves(out)]
 
 
 def _call(form: Any, arguments: Any) -> Any:

@@ -45,11 +45,29 @@ for k in range(2):
 expected = [p.grad / 2 for p in alone.parameters()]
 
 def check(name, net):
-    for _ in range(2):  # a static graph is learned in the first iteration
+    # A static graph is learned in the first iteration, and is that of one form.
+    for jvp in ("stopgrad",) * 2 + ("stopgrad_traced",) * 2:
         net.zero_grad(set_to_none=True)
-        meanflow_loss(net, *data(rank), weight_power=0.0).loss.backward()
-    worst = max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(gradients(net), expected))
-    assert worst < 1e-12, f"{name}: {worst}"
+        meanflow_loss(net, *data(rank), weight_power=0.0, jvp=jvp).loss.backward()
+        worst = max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(gradients(net), expected))
+        assert worst < 1e-12, f"{name}, {jvp}: {worst}"
+
+class Whole(nn.Module):
+    # The loss as the wrapped module: what is inside is no wrapper, and is recorded.
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, *batch):
+        return meanflow_loss(self.net, *batch, weight_power=0.0, jvp="stopgrad_traced").loss
+
+whole = DDP(Whole(build()))
+for _ in range(2):
+    whole.zero_grad(set_to_none=True)
+    whole(*data(rank)).backward()
+from meanflow_ref.jvp.stopgrad.traced import why_untraced
+assert not why_untraced(whole.module.net)
+worst = max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(gradients(whole), expected))
+assert worst < 1e-12, f"the loss wrapped: {worst}"
 
 for options in ({}, {"find_unused_parameters": True}, {"static_graph": True}):
     check(str(options), DDP(build(), **options))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from meanflow_ref.errors import DtypeError, ForwardADError, NetworkError, ParameterError, ShapeError, TangentError
 from meanflow_ref.jvp.stopgrad import StopgradJvp, register_rule, require_graph, stopgrad_jvp
@@ -196,6 +197,9 @@ def test_threads_do_not_see_one_another() -> None:
     expected = [torch.func.jvp(partial(net_without_barrier, k=k), (x,), (d,))[1] for k in range(1, 5)]
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(1, 5)))
+    # Torch's flags, which are of the process, would be left on: nothing could be compiled from here on.
+    assert not is_in_torch_dispatch_mode()
+    torch.compile(torch.sin, backend="eager", fullgraph=True)(x)
 
 
 def test_work_handed_whole_to_another_thread_is_found_by_reverse_mode() -> None:

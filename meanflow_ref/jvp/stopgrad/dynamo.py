@@ -1,0 +1,72 @@
+"""What Dynamo has to be told so that the compile form is right or refused; all that touches its insides is here.
+
+Loading this module loads Dynamo, which takes a second: only :mod:`meanflow_ref.jvp.stopgrad.compiled` does.
+"""
+
+from __future__ import annotations
+
+from types import CodeType
+from typing import Any, get_args
+
+import torch
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.variables.builtin import BuiltinVariable
+from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
+
+
+def types_as_of_values(pair: type) -> None:
+    """Answer ``isinstance(x, torch.Tensor)`` and ``torch.is_tensor(x)`` of a pair as of its value, in what is traced.
+
+    Code that tells tensors from numbers by them would otherwise take the other way without a word.
+
+    Args:
+        pair: The class; its instances have their tensor in ``value``.
+
+    """
+    of_class, handlers = BuiltinVariable.call_isinstance, TorchInGraphFunctionVariable._get_handlers()
+    of_tensor = handlers[torch.is_tensor]
+
+    def value_in(tx: Any, x: Any) -> Any:
+        is_pair = isinstance(x, UserDefinedObjectVariable) and x.python_type() is pair
+        return x.var_getattr(tx, "value") if is_pair else x
+
+    def call_isinstance(self: Any, tx: Any, x: Any, kind: Any) -> Any:
+        return of_class(self, tx, x if _names(kind, pair) else value_in(tx, x), kind)
+
+    def is_tensor(self: Any, tx: Any, x: Any) -> Any:
+        return of_tensor(self, tx, value_in(tx, x))
+
+    BuiltinVariable.call_isinstance = call_isinstance  # type: ignore[method-assign, assignment]
+    handlers[torch.is_tensor] = is_tensor
+    # What was compiled before has bound the method as it was.
+    BuiltinVariable.call_function_handler_cache.clear()
+
+
+def _names(kind: Any, wanted: type) -> bool:
+    kinds = kind.as_python_constant()
+    return wanted in (kinds if isinstance(kinds, tuple) else get_args(kinds) or (kinds,))
+
+
+def leaves_behind(kind: type) -> bool:
+    """Whether what Dynamo compiles now leaves an object of this class: in an attribute, or in a hook's list."""
+    effects = InstructionTranslator.current_tx().output.side_effects
+    return any(
+        isinstance(x, UserDefinedObjectVariable) and x.python_type() is kind for x in effects.id_to_variable.values()
+    )
+
+
+def never_first(code: CodeType) -> None:
+    """Let Dynamo inline this code into what it traces, and start neither with it nor with what it calls.
+
+    Where a network breaks the graph, Python runs what called it, and so the network in the dispatch form: pairs live
+    inside a graph alone.
+    """
+    try:
+        from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+    except ImportError:  # an earlier torch
+        from torch._dynamo.decorators import skip_code  # type: ignore[attr-defined]
+
+        skip_code(code)
+    else:
+        set_code_exec_strategy(code, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))

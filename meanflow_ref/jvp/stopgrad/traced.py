@@ -1,0 +1,229 @@
+"""The compile form without a compiler: what Dynamo records once is replayed by torch's own kernels.
+
+The dispatch form looks at every operation of every call, from Python. Here the network is recorded with its tangents,
+by the rules of :mod:`meanflow_ref.jvp.stopgrad.compiled`, at the first call; later ones check Dynamo's guards (shapes,
+modes, Python values that the network read) and run the recorded operations. Nothing is generated or fused, so that the
+kernels, and u, are those of eager code. Recording takes a second or a few, again when a guard fails.
+
+A recording is rehearsed before it counts: it must agree with the dispatch form at the first call's inputs. Random
+numbers and buffers are set back; what the network counts in Python sees four calls.
+
+Networks that cannot be recorded whole (a write in place, a Python number taken from a tensor, hooks of a distributed
+wrapper) or that differ run in the dispatch form, which is said once.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import weakref
+from collections.abc import Callable
+from functools import partial
+from types import CellType, FunctionType, MethodType
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from meanflow_ref._typing import TensorFunction
+from meanflow_ref.jvp._moving import moving_part
+from meanflow_ref.jvp.stopgrad.front import recorded, require_plain, stopgrad_jvp
+from meanflow_ref.jvp.stopgrad.rehearsal import Modes, State, distance, tolerance, zeros_replaced
+
+_Jvp: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+# Kinds of module whose forward pass is more than its code: what hangs on it is not recorded.
+_DISTRIBUTED = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel"})
+# How deep the network may lie in closures, partial functions and bound methods.
+_DEPTH = 5
+
+
+class _NotRecorded(Exception):
+    """Why a network cannot be recorded."""
+
+
+class _Recording:
+    """What was recorded of one network.
+
+    Attributes:
+        refused: Why it could not be recorded, and runs in the dispatch form; empty where it can.
+
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self.refused = "a distributed wrapper's hooks are not recorded" if _distributed(owner) else ""
+        self._owner = weakref.ref(owner)
+        self._before: State | None = None
+        self._replaying = False
+
+        def jvp(fn: Any, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+            return stopgrad_jvp(fn, primals, tangents)
+
+        # A code object of its own: Dynamo keeps recordings by it, and few of them.
+        own = FunctionType(jvp.__code__.replace(), globals(), "jvp")
+        self._jvp: _Jvp = torch.compile(own, backend=self._backend, fullgraph=True)
+
+    def _backend(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        """What runs in place of a recording: itself. The network has not run yet when Dynamo asks."""
+        from meanflow_ref.jvp.stopgrad.compiled import Pair
+        from meanflow_ref.jvp.stopgrad.dynamo import leaves_behind
+
+        if leaves_behind(Pair):
+            raise _NotRecorded("it keeps a tensor that moves, in an attribute or by a hook.")
+        self._before = State(self._owner(), tuple(x for x in inputs if isinstance(x, Tensor)))
+        replay = graph.forward
+
+        def run(*args: Any) -> Any:
+            self._replaying, modes = True, Modes()
+            try:
+                return replay(*args)
+            except BaseException:
+                # It switches autograd and autocast on and off as plain operations.
+                modes.put_back()
+                raise
+
+        return run
+
+    def __call__(self, fn: TensorFunction, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+        """Value and derivative, recorded or replayed.
+
+        Raises:
+            _NotRecorded: With Dynamo's reason, or if the dispatch form does not agree with what was recorded.
+
+        """
+        result = self._run(fn, primals, tangents)
+        if self._before is None:
+            return result
+        # A new recording: it is rehearsed before it counts. Nothing of the first run is kept.
+        del result
+        before, self._before = self._before, None
+        try:
+            self._rehearse(before, fn, primals, tangents)
+        finally:
+            before.put_back()
+        return self._run(fn, primals, tangents)
+
+    def _rehearse(self, before: State, fn: TensorFunction, primals: Any, tangents: Any) -> None:
+        before.put_back()
+        with zeros_replaced(self._owner()):
+            found = [x.detach() for x in self._run(fn, primals, tangents)]
+            before.put_back()
+            with torch.no_grad():
+                expected = stopgrad_jvp(fn, primals, tangents)
+        for name, x, y in zip(("u", "du/dt"), found, expected, strict=True):
+            if not (error := distance(x, y)) <= tolerance(y):
+                raise _NotRecorded(f"nothing, but the recorded {name} is off by {error:.1e}")
+
+    def _run(self, fn: TensorFunction, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+        self._replaying = False
+        try:
+            return self._jvp(fn, primals, tangents)
+        except Exception as error:
+            if self._replaying:
+                raise
+            said = re.split("Set TORCHDYNAMO_VERBOSE|For more details", str(error))[0]
+            raise _NotRecorded(" ".join(said.split())[:300]) from error
+
+
+_RECORDINGS: WeakKeyDictionary[Any, _Recording] = WeakKeyDictionary()
+
+
+class UntracedWarning(UserWarning):
+    """A network could not be recorded and runs in the dispatch form: right, and slower."""
+
+
+def traced_jvp(
+    fn: TensorFunction, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], /
+) -> tuple[Tensor, Tensor]:
+    """As :func:`stopgrad_jvp`, recorded once and replayed.
+
+    Args:
+        fn: A function of ``primals`` that returns one tensor.
+        primals: Where to differentiate.
+        tangents: Direction, each of its primal's shape and dtype, or ``None`` for zero.
+
+    Returns:
+        ``u``, by the kernels of eager code, and ``du_dt``.
+
+    Raises:
+        MeanFlowError: As :func:`stopgrad_jvp`.
+
+    """
+    if not _can_record():
+        return stopgrad_jvp(fn, primals, tangents)
+    _, at, along = moving_part(fn, primals, tangents)
+    require_plain(at, along)
+    owner = network_of(fn)
+    recording = _RECORDINGS.get(owner)
+    if recording is None:
+        recording = _RECORDINGS[owner] = _Recording(owner)
+    if not at or recording.refused:
+        return stopgrad_jvp(fn, primals, tangents)
+    try:
+        return recording(fn, primals, tangents)
+    except _NotRecorded as error:
+        reason = str(error)
+    # An error of the network's own is raised here, in the network's words.
+    result = stopgrad_jvp(fn, primals, tangents)
+    recording.refused = reason
+    warnings.warn(
+        f"the network ({_name(owner)}) cannot be traced, and runs in the dispatch form of the stop-gradient JVP, which "
+        f'is as right and slower. jvp="stopgrad" takes that form without this warning. Dynamo said: {reason}',
+        UntracedWarning,
+        stacklevel=2,
+    )
+    return result
+
+
+def why_untraced(net: Any) -> str:
+    """Why a network that was called runs in the dispatch form; empty where it was recorded, or never called."""
+    recording = _RECORDINGS.get(net)
+    return "" if recording is None else recording.refused
+
+
+def network_of(fn: Any, depth: int = _DEPTH) -> Any:
+    """The first module that a function closes over; else what stands for the function from one call to the next."""
+    return _module_in(fn, depth) or (fn.__code__ if isinstance(fn, FunctionType) else type(fn))
+
+
+def _module_in(fn: Any, depth: int) -> nn.Module | None:
+    if isinstance(fn, nn.Module) or not depth:
+        return fn if isinstance(fn, nn.Module) else None
+    if isinstance(fn, FunctionType):
+        inside = [_contents(cell) for cell in fn.__closure__ or ()]
+    elif isinstance(fn, MethodType):
+        inside = [fn.__self__]
+    elif isinstance(fn, partial):
+        inside = [fn.func, *fn.args, *fn.keywords.values()]
+    else:
+        inside = list(vars(fn).values()) if callable(fn) and hasattr(fn, "__dict__") else []
+    found = (_module_in(part, depth - 1) for part in inside if callable(part))
+    return next((module for module in found if module is not None), None)
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is not bound yet
+        return None
+
+
+def _can_record() -> bool:
+    """Whether Dynamo may look at this call: it is none of its own, and no mode is on that would miss a replay."""
+    return not (
+        torch.compiler.is_compiling()
+        or recorded()
+        or torch.is_inference_mode_enabled()
+        or is_in_torch_dispatch_mode(include_infra_modes=False)
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _distributed(owner: Any) -> bool:
+    modules = owner.modules() if isinstance(owner, nn.Module) else ()
+    return any(base.__name__ in _DISTRIBUTED for module in modules for base in type(module).__mro__)
+
+
+def _name(owner: Any) -> str:
+    return type(owner).__name__ if isinstance(owner, nn.Module) else getattr(owner, "co_name", repr(owner))
