@@ -7,7 +7,8 @@
   and writes; :mod:`fallback`: one operation by PyTorch's forward mode; :mod:`rowwise`: tangents of some rows.
 - :mod:`backend`, :mod:`products`: products of tangents in half precision, on request.
 - :mod:`compiled`: pairs that ``torch.compile`` can trace; :mod:`dynamo`: what it must be told; :mod:`traced`: the same
-  recorded once, without a compiler; :mod:`rehearsal`: how a recording is held against the dispatch form.
+  recorded once, without a compiler; :mod:`rehearsal`: how a recording is held against the dispatch form; :mod:`reuse`:
+  how it is made to need less memory.
 """
 
 from __future__ import annotations

@@ -203,8 +203,8 @@ def added(sign: int) -> Any:
 
     def rule(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> Any:
         a, b = value_of(x), value_of(y)
-        out = func(a, b) if alpha == 1 else func(a, b, alpha=alpha)
         dx, dy, factor = d(x), d(y), sign * alpha
+        # Before the value, so that what it is a sum of is free when that is made.
         with torch.no_grad():
             if dy is None:
                 tangent = dx
@@ -212,7 +212,7 @@ def added(sign: int) -> Any:
                 tangent = dy if factor == 1 else dy * factor
             else:
                 tangent = torch.add(dx, dy, alpha=factor)
-        return pair(out, tangent)
+        return pair(func(a, b) if alpha == 1 else func(a, b, alpha=alpha), tangent)
 
     return rule
 

@@ -31,6 +31,7 @@ from meanflow_ref._typing import TensorFunction
 from meanflow_ref.jvp._moving import moving_part
 from meanflow_ref.jvp.stopgrad.front import recorded, require_plain, stopgrad_jvp
 from meanflow_ref.jvp.stopgrad.rehearsal import Modes, State, distance, tolerance, zeros_replaced
+from meanflow_ref.jvp.stopgrad.reuse import reuse_memory
 
 _Jvp: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 # Kinds of module whose forward pass is more than its code: what hangs on it is not recorded.
@@ -72,6 +73,8 @@ class _Recording:
         if leaves_behind(Pair):
             raise _NotRecorded("it keeps a tensor that moves, in an attribute or by a hook.")
         self._before = State(self._owner(), tuple(x for x in inputs if isinstance(x, Tensor)))
+        reuse_memory(graph.graph, grad_enabled=torch.is_grad_enabled())
+        graph.recompile()
         replay = graph.forward
 
         def run(*args: Any) -> Any:
