@@ -46,7 +46,7 @@ def _whole(rows: Rows, models: list[str]) -> str:
             cells = [_cell(row, "peak_bytes", "kernels", "flops") for row in found]
             lines.append(f"| `{method}` | {' | '.join(cells)} |")
     lines.append("| limit | " + " | ".join("1.33, 1.00, , 1.33" for _ in models) + " |")
-    return "\n".join([*lines, _aims(models, "stopgrad", 1.0)])
+    return "\n".join([*lines, _aims(models, "stopgrad", 1.0), _aims(models, "stopgrad_traced", 1.0)])
 
 
 def _by_share(rows: Rows, models: list[str], shares: list[float]) -> str:
@@ -101,13 +101,14 @@ def _sentences(rows: Rows, models: list[str]) -> str:
     lines: Iterable[tuple[str, str]] = (
         ("`func` over `double_backward`, the naive way", of("func", 1.0, "time_to_baseline")),
         ("`stopgrad` over `double_backward`", of("stopgrad", 1.0, "time_to_baseline")),
-        ("`stopgrad` beside four units of work", _beside(rows, models, "one_sided_difference")),
+        ("`stopgrad` beside four units of work", _beside(rows, models, "stopgrad", "one_sided_difference")),
+        ("`stopgrad_traced` beside them", _beside(rows, models, "stopgrad_traced", "one_sided_difference")),
     )
     return "\n".join(f"- Time of {what}: {numbers}." for what, numbers in lines if numbers)
 
 
-def _beside(rows: Rows, models: list[str], other: str) -> str:
-    found = [(model, rows.get((model, 1.0, "stopgrad")), rows.get((model, 1.0, other))) for model in models]
+def _beside(rows: Rows, models: list[str], method: str, other: str) -> str:
+    found = [(model, rows.get((model, 1.0, method)), rows.get((model, 1.0, other))) for model in models]
     return ", ".join(
         f"{model} {a['time']['median']:.2f} and {b['time']['median']:.2f}" for model, a, b in found if a and b
     )
