@@ -32,9 +32,7 @@ def kappa(name: str) -> float:
     return 1 - omega / effective
 
 
-# On perceptrons this small the calls of Python decide, of which the naive double backward has the fewest.
-_SMALL = replace(Config(), jvp="double_backward")
-_PLANE = replace(_SMALL, steps=2500, batch=2048, ema=0.995, samples=10_000)
+_PLANE = replace(Config(), steps=2500, batch=2048, ema=0.995, samples=10_000)
 
 _IMAGENET = Config(
     out=Path("runs/imagenet-b4"),
@@ -67,7 +65,7 @@ _IMAGENET = Config(
 )
 
 PRESETS: dict[str, tuple[Config, str]] = {
-    "toy": (_SMALL, "a ring of eight normal laws in the plane, held against its exact average velocity"),
+    "toy": (Config(), "a ring of eight normal laws in the plane, held against its exact average velocity"),
     "gaussians": (
         replace(_PLANE, out=Path("runs/gaussians")),
         "the same ring, trained until one-step samples are as good as perfect ones at n = 10 000",
@@ -88,7 +86,7 @@ PRESETS: dict[str, tuple[Config, str]] = {
     ),
     "digits": (
         replace(
-            _SMALL,
+            Config(),
             out=Path("runs/digits"),
             data="digits",
             width=512,

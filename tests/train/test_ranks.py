@@ -114,7 +114,10 @@ def torchrun(program: Path | str, *arguments: str, timeout: float = 150) -> subp
     raise AssertionError
 
 
-@pytest.mark.parametrize("jvp", ["double_backward", pytest.param("stopgrad", marks=pytest.mark.slow)])
+SLOW_BACKENDS = [pytest.param(jvp, marks=pytest.mark.slow) for jvp in ("double_backward", "stopgrad_traced")]
+
+
+@pytest.mark.parametrize("jvp", ["stopgrad", *SLOW_BACKENDS])
 def test_gradients_are_in_sync_and_those_of_the_joined_batch(jvp: str, tmp_path: Path) -> None:
     (tmp_path / "gradients.py").write_text(GRADIENTS)
     done = torchrun(tmp_path / "gradients.py", jvp)
@@ -129,7 +132,11 @@ def test_gradients_are_in_sync_and_those_of_the_joined_batch(jvp: str, tmp_path:
 
 @pytest.mark.parametrize(
     ("parallel", "jvp"),
-    [("ddp", "double_backward"), ("fsdp", "stopgrad"), pytest.param("ddp", "stopgrad", marks=pytest.mark.slow)],
+    [
+        ("ddp", "stopgrad"),
+        ("fsdp", "stopgrad"),
+        *(pytest.param("ddp", *p.values, marks=p.marks) for p in SLOW_BACKENDS),
+    ],
 )
 def test_one_step_of_two_ranks_is_two_parts_of_one(parallel: str, jvp: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
@@ -165,5 +172,6 @@ def test_bad_combinations_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         pass
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ParameterError, match="--jvp stopgrad"), open_ranks(preset("toy", parallel="fsdp")):
+    config = preset("toy", parallel="fsdp", jvp="double_backward")
+    with pytest.raises(ParameterError, match="--jvp stopgrad"), open_ranks(config):
         pass

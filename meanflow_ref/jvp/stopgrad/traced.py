@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from meanflow_ref._typing import TensorFunction
@@ -72,6 +73,9 @@ class _Recording:
 
         if leaves_behind(Pair):
             raise _NotRecorded("it keeps a tensor that moves, in an attribute or by a hook.")
+        if any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes):
+            # Of a checkpoint the tangent would be computed in the backward pass again.
+            raise _NotRecorded("it checkpoints activations, or has other parts that are graphs of their own.")
         self._before = State(self._owner(), tuple(x for x in inputs if isinstance(x, Tensor)))
         reuse_memory(graph.graph, grad_enabled=torch.is_grad_enabled())
         graph.recompile()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import jvp
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from meanflow_ref.bench.scenarios import SMALL_SCENARIOS
@@ -122,6 +123,11 @@ def keeps(net: Net, x: Tensor) -> Tensor:
     return x * net.last_kept
 
 
+def checkpointed(net: Net, x: Tensor) -> Tensor:
+    out: Tensor = checkpoint(net.last, x, use_reentrant=False)
+    return out.sin()
+
+
 def without_graph(_: Net, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = x.sin()
@@ -153,6 +159,7 @@ NOT_RECORDED: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "the matrix operator": lambda _, x: torch.eye(len(x), dtype=F64) @ x,
     "random numbers of unknown use": lambda net, x: F.alpha_dropout(x, 0.5, net.training) * x,
     "activations kept": keeps,
+    "activations checkpointed": checkpointed,
     "a graph break": lambda _, x: (torch._dynamo.graph_break(), x * x)[1],
 }
 
