@@ -10,8 +10,10 @@ Pairs are values: what would write into one is refused, since a pair cannot know
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from meanflow_ref.jvp.stopgrad.attention import attention_tangent
 from meanflow_ref.jvp.stopgrad.dynamo import never_first, types_as_of_values
 from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp
 from meanflow_ref.jvp.stopgrad.products import product_dtype
-from meanflow_ref.jvp.stopgrad.rules import DIAGONAL
+from meanflow_ref.jvp.stopgrad.rules import DIAGONAL, REAL_ONLY, normalised
 from meanflow_ref.jvp.stopgrad.table import RULES as OF_OPERATIONS
 
 aten: Any = torch.ops.aten
@@ -55,11 +57,22 @@ class Pair:
     mT = property(lambda self: Pair(self.value.mT, self.tangent.mT))
     data = property(lambda self: self.value.detach())
 
+    def __getattr__(self, name: str) -> Any:
+        # hasattr() of a pair must not be False where it is True of a tensor.
+        if name.startswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(name)
+        return refuse(
+            TangentError,
+            f"the network uses .{name} of a tensor that has a tangent, under torch.compile.",
+            "the attributes and methods of tensors that pairs have",
+            "the function of the same name, or run this network's loss without torch.compile",
+        )
+
     def __len__(self) -> int:
         return len(self.value)
 
     def __iter__(self) -> Any:
-        return iter(self.unbind(0))  # type: ignore[attr-defined]
+        return iter(self.unbind(0))
 
     def __bool__(self) -> bool:
         return bool(self.value)
@@ -97,8 +110,13 @@ def by_table(func: Any, /, *args: Any, **kwargs: Any) -> Any:
         return product(torch.matmul, args[1], args[0])
     if func is Tensor.__rtruediv__ or func is Tensor.__rdiv__:
         return divided(torch.div, args[1], args[0])
-    rule = RULES.get(func)
+    rule = refused if _writes(func, args, kwargs) else RULES.get(func)
     return by_forward_mode(func, *args, **kwargs) if rule is None else rule(func, *args, **kwargs)
+
+
+def _writes(func: Any, args: Any, kwargs: Any) -> bool:
+    place = _INPLACE_AT.get(func)
+    return kwargs.get("out") is not None or (place is not None and len(args) > place and bool(args[place]))
 
 
 def pairs_jvp(
@@ -332,17 +350,19 @@ def einsum(func: Any, equation: str, *operands: Any) -> Any:
     return pair(out, tangent)
 
 
-def symmetric(kernel: Callable[..., Any], names: tuple[str, ...] = ()) -> Any:
-    """A symmetric Jacobian: the backward kernel of the table, given x'."""
+def symmetric(kernel: Callable[..., Any], names: tuple[str, ...] = (), real: bool = True) -> Any:
+    """A symmetric Jacobian: the backward kernel of the table, given x'; of real x alone if ``real``."""
+    defaults = kernel.__defaults__ or ()
 
     def rule(func: Any, x: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
         if inplace or not isinstance(x, Pair):
             return refused(func)
+        if real and x.value.is_complex():
+            return by_forward_mode(func, x, *args, **kwargs)
         out = func(x.value, *args, **kwargs)
         options = list(args)[: len(names)] if names else list(args)
-        for name in names[len(options) :]:
-            if name in kwargs:
-                options.append(kwargs[name])
+        for i in range(len(options), len(names)):
+            options.append(kwargs.get(names[i], defaults[i]))
         named = {key: value for key, value in kwargs.items() if key not in names}
         with torch.no_grad():
             tangent = kernel(x.tangent, x.value.detach(), out.detach(), *options, **named)
@@ -370,9 +390,9 @@ def layer_norm(
     shape = list(shape)
     out, mean, rstd = torch.native_layer_norm(x.value, shape, weight, bias, eps)
     with torch.no_grad():
-        tangent = aten.native_layer_norm_backward(
-            x.tangent.contiguous(), x.value.detach(), shape, mean, rstd, None, None, [True, False, False]
-        )[0]
+        tangent = normalised(
+            aten.native_layer_norm_backward, weight, x.tangent, x.value.detach(), shape, mean, rstd, None, None
+        )
         if weight is not None:
             tangent = _scaled(tangent, weight.detach())
     return Pair(out, tangent)
@@ -389,10 +409,10 @@ def group_norm(
     value = x.value.contiguous()
     out, mean, rstd = torch.native_group_norm(value, weight, bias, batch, channels, places, groups, eps)
     with torch.no_grad():
-        tangent = aten.native_group_norm_backward(
-            x.tangent.contiguous(), value.detach(), mean, rstd, None, batch, channels, places, groups,
-            [True, False, False],
-        )[0]  # fmt: skip
+        tangent = normalised(
+            aten.native_group_norm_backward, weight, x.tangent, value.detach(), mean, rstd, None, batch, channels,
+            places, groups,
+        )  # fmt: skip
         if weight is not None:
             tangent = _scaled(tangent, weight.detach().view(1, channels, *[1] * (tangent.dim() - 2)))
     return Pair(out, tangent)
@@ -446,9 +466,12 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale
     if causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(hidden, -math.inf)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1) @ v
+    if mask is None:
+        return scores.softmax(-1) @ v
+    scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    # The kernels give a row that sees nothing the value 0.
+    blind = (scores.detach() == -math.inf).all(-1, keepdim=True)
+    return scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0) @ v
 
 
 # ---------------------------------------------------------------- everything else
@@ -559,6 +582,13 @@ def _if_floating(value: Any, tangent: Any) -> Any:
 
 # ---------------------------------------------------------------- the table itself
 
+# Where a function of torch.nn takes `inplace`: its modules give it by position.
+_INPLACE_AT = {
+    function: list(inspect.signature(function).parameters).index("inplace")
+    for function in map(F.__dict__.get, dir(F))
+    if isinstance(function, FunctionType) and "inplace" in inspect.signature(function).parameters
+}
+
 
 def _define(rule: Callable[..., Any], names: str) -> None:
     for name in names.split():
@@ -609,7 +639,7 @@ _define(affine, "linear")
 _define(convolved, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
 _define(einsum, "einsum")
 for _name, _options in _ELEMENTWISE.items():
-    _define(symmetric(DIAGONAL[_name], _options), _name)
+    _define(symmetric(DIAGONAL[_name], _options, _name in REAL_ONLY), _name)
 _define(softmax, "softmax")
 _define(layer_norm, "layer_norm")
 _define(group_norm, "group_norm")

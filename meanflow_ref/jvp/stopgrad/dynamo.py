@@ -16,7 +16,7 @@ from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
 
 
 def types_as_of_values(pair: type) -> None:
-    """Answer ``isinstance(x, torch.Tensor)`` and ``torch.is_tensor(x)`` of a pair as of its value, in what is traced.
+    """In traces, answer ``isinstance(x, torch.Tensor)``, ``torch.is_tensor(x)``, ``type(x)`` of a pair as of its value.
 
     Code that tells tensors from numbers by them would otherwise take the other way without a word.
 
@@ -25,11 +25,14 @@ def types_as_of_values(pair: type) -> None:
 
     """
     of_class, handlers = BuiltinVariable.call_isinstance, TorchInGraphFunctionVariable._get_handlers()
+    of_type = BuiltinVariable.call_type
     of_tensor = handlers[torch.is_tensor]
 
     def value_in(tx: Any, x: Any) -> Any:
         is_pair = isinstance(x, UserDefinedObjectVariable) and x.python_type() is pair
-        return x.var_getattr(tx, "value") if is_pair else x
+        # While it is being made it has no value yet.
+        is_made = is_pair and tx.output.side_effects.has_pending_mutation_of_attr(x, "value")
+        return x.var_getattr(tx, "value") if is_made else x
 
     def call_isinstance(self: Any, tx: Any, x: Any, kind: Any) -> Any:
         return of_class(self, tx, x if _names(kind, pair) else value_in(tx, x), kind)
@@ -37,6 +40,10 @@ def types_as_of_values(pair: type) -> None:
     def is_tensor(self: Any, tx: Any, x: Any) -> Any:
         return of_tensor(self, tx, value_in(tx, x))
 
+    def call_type(self: Any, tx: Any, x: Any, *more: Any, **options: Any) -> Any:
+        return of_type(self, tx, value_in(tx, x), *more, **options)
+
+    BuiltinVariable.call_type = call_type  # type: ignore[method-assign, assignment]
     BuiltinVariable.call_isinstance = call_isinstance  # type: ignore[method-assign, assignment]
     handlers[torch.is_tensor] = is_tensor
     # What was compiled before has bound the method as it was.

@@ -113,6 +113,8 @@ def stopgrad_jvp_of_rows(
 
 def seen_tangent(x: Tensor) -> Tensor | None:
     """Tangent of ``x`` as the network sees it inside :func:`stopgrad_jvp`, zeros where still; None outside."""
+    if torch.compiler.is_dynamo_compiling():
+        torch._dynamo.graph_break(msg="seen_tangent under torch.compile")
     tangents = getattr(_ACTIVE, "tangents", None)
     if tangents is None:
         return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,30 +15,32 @@ from meanflow_ref.jvp.stopgrad.products import SWITCH
 
 
 class State:
-    """Random generators and buffers as they are now.
+    """Random generators, and the tensors that a recording reads, as they are now.
 
     Args:
-        owner: A network; what is no module has no buffers.
-        near: Tensors whose devices' generators count, besides the CPU's.
+        owner: A network; the names of its buffers are put back too.
+        inputs: What the recorded graph is given. Parameters are taken to stay as they are.
 
     """
 
-    def __init__(self, owner: Any, near: tuple[Tensor, ...]) -> None:
-        modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
-        buffers = [(m, k, b) for m in modules for k, b in m._buffers.items() if b is not None]
-        self._buffers = [(weakref.ref(m), name, x, x._version, x.clone()) for m, name, x in buffers]
-        self._devices = {x.device for x in near if x.device.type not in ("cpu", "meta")}
+    def __init__(self, owner: Any, inputs: Sequence[Tensor]) -> None:
+        self.parameters = [x for x in inputs if isinstance(x, nn.Parameter)]
+        self._tensors = [(x, x.detach().clone()) for x in inputs if not isinstance(x, nn.Parameter)]
+        modules = owner.modules() if isinstance(owner, nn.Module) else ()
+        self._buffers = [(weakref.ref(m), name, x) for m in modules for name, x in m._buffers.items()]
+        self._devices = {x.device for x in inputs if x.device.type not in ("cpu", "meta")}
         self._generators = self._read()
 
     def put_back(self) -> None:
-        """Make generators and buffers again what they were."""
+        """Make generators and tensors again what they were."""
         self._write(self._generators)
         with torch.no_grad():
-            for reference, name, buffer, version, value in self._buffers:
-                if buffer._version != version:  # a write that is not needed would spoil graphs that saved the buffer
-                    buffer.copy_(value)
-                if (module := reference()) is not None:
-                    module._buffers[name] = buffer
+            for x, value in self._tensors:
+                if not torch.equal(x, value):  # a write that is not needed would spoil graphs that saved the tensor
+                    x.copy_(value)
+        for reference, name, buffer in self._buffers:
+            if (module := reference()) is not None:
+                module._buffers[name] = buffer
 
     def _read(self) -> list[Tensor]:
         return [torch.get_rng_state(), *(getattr(torch, d.type).get_rng_state(d) for d in self._devices)]
@@ -46,6 +49,27 @@ class State:
         torch.set_rng_state(states[0])
         for device, state in zip(self._devices, states[1:], strict=True):
             getattr(torch, device.type).set_rng_state(state, device)
+
+
+class Hooks:
+    """How many hooks a network's modules have, and all modules."""
+
+    _names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+    def __init__(self, owner: Any) -> None:
+        modules = owner.modules() if isinstance(owner, nn.Module) else ()
+        tables = [getattr(module, name) for module in modules for name in self._names]
+        tables += [getattr(nn.modules.module, f"_global{name}") for name in self._names]
+        # A table holds hooks, and hooks may hold the network.
+        self._tables = [weakref.ref(table) for table in tables if isinstance(table, OrderedDict)]
+        self._counts = self._count()
+
+    def changed(self) -> bool:
+        """Whether there are others than at first."""
+        return self._count() != self._counts
+
+    def _count(self) -> list[int]:
+        return [len(table() or ()) for table in self._tables]
 
 
 class Modes:
@@ -71,28 +95,19 @@ def _autocast_depth() -> int:
 
 
 @contextmanager
-def zeros_replaced(owner: Any) -> Iterator[None]:
+def zeros_replaced(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Context in which parameters that are all zero, as initialisations have them, hold small random numbers.
 
     A network whose last layer is zero has the value and the derivative 0, whatever is wrong with them.
     """
-    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
-    places = [(m, k, p) for m in modules for k, p in m._parameters.items() if p is not None]
-    others = {p: _random_like(p) for p in {p for _, _, p in places} if p.is_floating_point() and not bool(p.any())}
+    zero = [p.data for p in parameters if p.is_floating_point() and not p.any() and 0 not in p.stride()]
     try:
-        for module, name, parameter in places:
-            module._parameters[name] = others.get(parameter, parameter)
+        for x in zero:
+            x.copy_(0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(x.numel())))
         yield
     finally:
-        for module, name, parameter in places:
-            module._parameters[name] = parameter
-
-
-def _random_like(parameter: nn.Parameter) -> nn.Parameter:
-    values = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-    # Of the parameter's strides too, which Dynamo guards.
-    like = torch.empty_like(parameter.detach()).copy_(values)
-    return nn.Parameter(like, requires_grad=parameter.requires_grad)
+        for x in zero:
+            x.zero_()
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:

@@ -53,11 +53,16 @@ def reuse_memory(graph: fx.Graph, *, grad_enabled: bool) -> int:
 
     """
     rewritten = 0
+    # What autograd has not seen: it neither records a write nor keeps what is written over.
+    unseen: set[fx.Node] = set()
     for node in graph.nodes:
         if node.target is _GRAD_MODE:
             grad_enabled = node.args[0]
-        method = None if grad_enabled or node.op != "call_function" else _IN_PLACE.get(node.target)
-        if method is None or not _may_overwrite(node):
+        if grad_enabled:
+            continue
+        unseen.add(node)
+        method = _IN_PLACE.get(node.target) if node.op == "call_function" else None
+        if method is None or node.args[0] not in unseen or not _may_overwrite(node):
             continue
         node.op, node.target = "call_method", method
         rewritten += 1

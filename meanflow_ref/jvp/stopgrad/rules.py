@@ -254,6 +254,18 @@ def _scaled(tangent: Tensor, w: Tensor | None, shape: list[int] | None = None) -
     return tangent if w is None else tangent.mul_(w if shape is None else w.view(shape))
 
 
+def normalised(backward: Any, w: Tensor | None, dx: Tensor, x: Tensor, *args: Any) -> Tensor:
+    """n', by the norm's backward kernel, which wants its tensors in one dtype.
+
+    Under autocast there is a norm of bfloat16 with weights and statistics in float32: then n' is in float32.
+    """
+    if w is not None and w.dtype != x.dtype:
+        dx, x = dx.to(w.dtype), x.to(w.dtype)
+        args = tuple(part.to(w.dtype) if isinstance(part, Tensor) else part for part in args)
+    tangent: Tensor = backward(dx.contiguous(), x, *args, [True, False, False])[0]
+    return tangent
+
+
 def layer_norm(
     d: TangentOf, op: Op, out: Any, x: Tensor, shape: list[int], w: Tensor | None, b: Tensor | None, eps: float
 ) -> Any:
@@ -262,7 +274,7 @@ def layer_norm(
     if dx is None or d(w) is not None or d(b) is not None:
         return NotImplemented
     _, mean, rstd = out
-    grad = aten.native_layer_norm_backward(dx.contiguous(), x, shape, mean, rstd, None, None, [True, False, False])[0]
+    grad = normalised(aten.native_layer_norm_backward, w, dx, x, shape, mean, rstd, None, None)
     return _scaled(grad, w), None, None
 
 
@@ -274,9 +286,7 @@ def group_norm(
     if dx is None or d(w) is not None or d(b) is not None:
         return NotImplemented
     _, mean, rstd = out
-    grad = aten.native_group_norm_backward(
-        dx.contiguous(), x.contiguous(), mean, rstd, None, n, c, hw, groups, [True, False, False]
-    )[0]
+    grad = normalised(aten.native_group_norm_backward, w, dx, x.contiguous(), mean, rstd, None, n, c, hw, groups)
     return _scaled(grad, w, [1, c, *[1] * (x.dim() - 2)]), None, None
 
 

@@ -6,7 +6,9 @@ modes, Python values that the network read) and run the recorded operations. Not
 kernels, and u, are those of eager code. Recording takes a second or a few, again when a guard fails.
 
 A recording is rehearsed before it counts: it must agree with the dispatch form at the first call's inputs. Random
-numbers and buffers are set back; what the network counts in Python sees four calls.
+numbers, and tensors that the network writes, are set back; what it counts in Python sees four calls. A rehearsal is no
+proof: an error that is zero, or below rounding, at those inputs is not seen. Dynamo guards what the network read, and
+here its hooks are too, but no method that is given to a class later.
 
 Networks that cannot be recorded whole (a write in place, a Python number taken from a tensor, hooks of a distributed
 wrapper) or that differ run in the dispatch form, which is said once.
@@ -31,12 +33,14 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from meanflow_ref._typing import TensorFunction
 from meanflow_ref.jvp._moving import moving_part
 from meanflow_ref.jvp.stopgrad.front import recorded, require_plain, stopgrad_jvp
-from meanflow_ref.jvp.stopgrad.rehearsal import Modes, State, distance, tolerance, zeros_replaced
+from meanflow_ref.jvp.stopgrad.rehearsal import Hooks, Modes, State, distance, tolerance, zeros_replaced
 from meanflow_ref.jvp.stopgrad.reuse import reuse_memory
 
 _Jvp: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 # Kinds of module whose forward pass is more than its code: what hangs on it is not recorded.
 _DISTRIBUTED = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel"})
+# Recordings of one call: what a network makes at its first call is there at its second.
+_ATTEMPTS = 4
 # How deep the network may lie in closures, partial functions and bound methods.
 _DEPTH = 5
 
@@ -56,15 +60,19 @@ class _Recording:
     def __init__(self, owner: Any) -> None:
         self.refused = "a distributed wrapper's hooks are not recorded" if _distributed(owner) else ""
         self._owner = weakref.ref(owner)
+        self._hooks = Hooks(owner)
         self._before: State | None = None
         self._replaying = False
+        self._jvp = self._compiled()
 
+    def _compiled(self) -> _Jvp:
         def jvp(fn: Any, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
             return stopgrad_jvp(fn, primals, tangents)
 
         # A code object of its own: Dynamo keeps recordings by it, and few of them.
         own = FunctionType(jvp.__code__.replace(), globals(), "jvp")
-        self._jvp: _Jvp = torch.compile(own, backend=self._backend, fullgraph=True)
+        compiled: _Jvp = torch.compile(own, backend=self._backend, fullgraph=True)
+        return compiled
 
     def _backend(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         """What runs in place of a recording: itself. The network has not run yet when Dynamo asks."""
@@ -76,7 +84,9 @@ class _Recording:
         if any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes):
             # Of a checkpoint the tangent would be computed in the backward pass again.
             raise _NotRecorded("it checkpoints activations, or has other parts that are graphs of their own.")
-        self._before = State(self._owner(), tuple(x for x in inputs if isinstance(x, Tensor)))
+        if _writes_parameters(graph.graph, inputs):
+            raise _NotRecorded("it writes into a parameter.")
+        self._before = State(self._owner(), [x for x in inputs if isinstance(x, Tensor)])
         reuse_memory(graph.graph, grad_enabled=torch.is_grad_enabled())
         graph.recompile()
         replay = graph.forward
@@ -99,21 +109,32 @@ class _Recording:
             _NotRecorded: With Dynamo's reason, or if the dispatch form does not agree with what was recorded.
 
         """
-        result = self._run(fn, primals, tangents)
-        if self._before is None:
-            return result
-        # A new recording: it is rehearsed before it counts. Nothing of the first run is kept.
-        del result
-        before, self._before = self._before, None
+        if self._hooks.changed():  # Dynamo does not guard them
+            self._jvp, self._hooks = self._compiled(), Hooks(self._owner())
+        new = False
         try:
-            self._rehearse(before, fn, primals, tangents)
-        finally:
-            before.put_back()
-        return self._run(fn, primals, tangents)
+            for _ in range(_ATTEMPTS):
+                u, du_dt = self._run(fn, primals, tangents)
+                if self._before is None:
+                    return _apart(u, primals), _apart(du_dt, tangents)
+                # A new recording: it is rehearsed before it counts. Nothing of the first run is kept.
+                del u, du_dt
+                new, before = True, self._before
+                try:
+                    self._rehearse(before, fn, primals, tangents)
+                finally:
+                    before.put_back()
+                self._before = None
+        except BaseException:
+            if new or self._before is not None:
+                # What was not rehearsed to the end counts for nothing.
+                self._jvp, self._before = self._compiled(), None
+            raise
+        raise _NotRecorded("nothing, but it is recorded anew at every call.")
 
     def _rehearse(self, before: State, fn: TensorFunction, primals: Any, tangents: Any) -> None:
         before.put_back()
-        with zeros_replaced(self._owner()):
+        with zeros_replaced(before.parameters):
             found = [x.detach() for x in self._run(fn, primals, tangents)]
             before.put_back()
             with torch.no_grad():
@@ -214,6 +235,26 @@ def _contents(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # a name that is not bound yet
         return None
+
+
+def _writes_parameters(graph: fx.Graph, inputs: list[Any]) -> bool:
+    """Whether the graph writes into a parameter, which a rehearsal could not put back."""
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    parameters = {node for node, x in zip(given, inputs, strict=False) if isinstance(x, nn.Parameter)}
+    return any(
+        node.args and node.args[0] in parameters and _writes(node) for node in graph.nodes if node.op.startswith("call")
+    )
+
+
+def _writes(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "iadd", "isub", "imul", "itruediv")
+
+
+def _apart(x: Tensor, given: tuple[Tensor | None, ...]) -> Tensor:
+    """A result that shares no memory with what was given."""
+    key = x.untyped_storage()._cdata
+    return x.clone() if any(y is not None and y.untyped_storage()._cdata == key for y in given) else x
 
 
 def _can_record() -> bool:

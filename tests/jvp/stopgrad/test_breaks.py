@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from meanflow_ref.errors import ForwardADError
-from meanflow_ref.jvp.stopgrad import register_rule, stopgrad_jvp
+from meanflow_ref.jvp.stopgrad import register_rule, seen_tangent, stopgrad_jvp
 from meanflow_ref.jvp.stopgrad.table import RULES
 
 
@@ -195,6 +195,51 @@ def test_what_was_once_lost_without_a_word(net: Callable[[Tensor], Tensor], full
     torch.manual_seed(0)
     for found, wanted in zip(compiled(net, fullgraph)(x, d), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-14)
+
+
+def again(layer: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A layer on something that is read once more after it."""
+
+    def net(x: Tensor) -> Tensor:
+        y = x * 1
+        return layer(y) + y
+
+    return net
+
+
+# Options by keyword, in place by position, complex numbers, `out=`, questions to a tensor: once silently wrong.
+RIGHT_OR_LOUD: dict[str, Callable[[Tensor], Tensor]] = {
+    "one keyword of two": lambda x: F.hardtanh(x, max_val=0.3) + F.softplus(4 * x, threshold=3),
+    "elu in place": again(nn.ELU(1.0, True)),
+    "leaky relu in place": again(nn.LeakyReLU(0.2, True)),
+    "hardtanh in place": again(nn.Hardtanh(-1, 1, True)),
+    "dropout in place": again(nn.Dropout(0.5, True)),
+    "relu6, selu, celu": lambda x: F.relu6(x) + F.selu(x) * F.celu(x, 0.7),
+    "complex tanh": lambda x: torch.view_as_real(torch.complex(x, x / 2).tanh())[..., 0],
+    "complex sigmoid": lambda x: torch.view_as_real(torch.complex(x, x / 2).sigmoid())[..., 1],
+    "out=": lambda x: torch.cumsum(x, 1, out=torch.zeros_like(x)) * x,
+    "type": lambda x: x * x if type(x) is Tensor else x,
+    "hasattr": lambda x: x * x if hasattr(x, "sort") else x,
+    "getattr": lambda x: x if getattr(x, "is_nested", True) else x * x,
+    "seen_tangent": lambda x: x if seen_tangent(x) is None else x * x,
+}
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize("name", RIGHT_OR_LOUD)
+def test_right_or_loud(name: str, fullgraph: bool) -> None:
+    (x, d), net = data(), RIGHT_OR_LOUD[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = stopgrad_jvp(net, (x,), (d,))
+        torch.manual_seed(0)
+        try:
+            found = compiled(net, fullgraph)(x, d)
+        except torch._dynamo.exc.Unsupported:
+            assert fullgraph, "without it, what cannot be traced runs in the dispatch form"
+            return
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(

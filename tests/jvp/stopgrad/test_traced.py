@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from meanflow_ref.bench.scenarios import SMALL_SCENARIOS
-from meanflow_ref.errors import ShapeError, TangentError
+from meanflow_ref.errors import NetworkError, ShapeError, TangentError
 from meanflow_ref.jvp import get_backend
 from meanflow_ref.jvp.stopgrad import StopgradJvp, UntracedWarning, compiled, stopgrad_jvp, traced
 from meanflow_ref.jvp.stopgrad.rehearsal import _autocast_depth, distance
@@ -222,18 +222,19 @@ def lost(_: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return torch.cos(compiled.value_of(x))
 
 
-@pytest.mark.parametrize("last", ["as it is", "zero"])
+@pytest.mark.parametrize("last", ["as it is", "zero", "zero, in a list"])
 def test_a_wrong_recording_is_found_before_it_counts(last: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under a last layer of zeros too, where value and derivative are 0 whatever is wrong with them."""
     monkeypatch.setitem(compiled.RULES, torch.cos, lost)
     net = Net(lambda _, x: torch.cos(x) + 0.1 * x)
-    if last == "zero":
+    if last != "as it is":
         nn.init.zeros_(net.last.weight)
         nn.init.zeros_(net.last.bias)
-    before = copy.deepcopy(net.state_dict())
+    before, nets = copy.deepcopy(net.state_dict()), [net]
     with pytest.warns(UntracedWarning, match="du/dt is off by"):
-        TRACED(net, *inputs())
-    assert_agree(net)
+        TRACED(net if last != "zero, in a list" else lambda *args: 1 * nets[0](*args), *inputs())
+    if last != "zero, in a list":
+        assert_agree(net)
     assert all(torch.equal(x, before[key]) for key, x in net.state_dict().items())
 
 
@@ -256,7 +257,148 @@ def test_the_rehearsal_spoils_no_graph_that_is_still_alive() -> None:
     torch.autograd.backward(first.sum())
 
 
+def noisy_and_lazy(net: Net, x: Tensor) -> Tensor:
+    """Makes something at its first call, which is recorded anew then; draws numbers and counts in a buffer."""
+    if net.name != "ready":
+        net.name = "ready"
+        net.last_kept = torch.arange(WIDTH, dtype=F64)
+    net.seen.add_(1)
+    return x * net.last_kept + torch.randn(WIDTH, dtype=F64) * x.sin()
+
+
+def test_a_network_that_makes_things_lazily_draws_and_counts_once_a_call() -> None:
+    nets = Net(noisy_and_lazy), Net(noisy_and_lazy)
+    found = []
+    for net, backend in zip(nets, (TRACED, stopgrad_jvp), strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found.append([backend(net, *inputs())[0].detach() for _ in range(4)])
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-14)
+    assert nets[0].seen == nets[1].seen == 4
+    assert not why_untraced(nets[0])
+
+
+def test_an_error_in_the_first_replay_leaves_nothing_to_put_back() -> None:
+    """What a call leaves unfinished must not be put back by the next one, over a checkpoint that was loaded since."""
+    labels = torch.tensor([0, 1, 7])
+
+    def middle(net: Net, x: Tensor) -> Tensor:
+        net.seen.add_(1)
+        return x * F.embedding(labels, net.last.weight)
+
+    net = Net(middle)
+    with pytest.raises(IndexError):
+        TRACED(net, *inputs(3))
+    labels.fill_(2)
+    net.seen.fill_(100)
+    TRACED(net, *inputs(3))
+    assert net.seen == 101
+    assert_agree(net, batch=3)
+
+
+def test_a_network_that_the_dispatch_form_refuses_is_refused_again() -> None:
+    net = Net(lambda _, x: x)
+    net.forward = lambda z, r, t: net.last(F.leaky_relu(z, 0.2, True))  # type: ignore[method-assign]
+    (z, r, t), tangents = inputs()
+    before = z.clone()
+    for _ in range(2):
+        with pytest.raises(NetworkError, match="writes into its input"):
+            TRACED(net, (z, r, t), tangents)
+        assert torch.equal(z, before)
+
+
+def test_all_that_a_rehearsal_writes_is_put_back() -> None:
+    """Buffers of a second network, a tensor that is no buffer, a write that bumps no version."""
+    nets = [Net(counts), Net(counts), Net(lambda net, x: x * net.last_kept.add_(1)), Net(data_counts)]
+    nets[2].last_kept = torch.zeros((), dtype=F64)
+    for net in nets:
+        TRACED(lambda *args, net=net: nets[0](*args) + net(*args), *inputs())
+    assert [float(net.seen) for net in nets[1:]] == [1, 0, 1]
+    assert nets[0].seen == 4 + 1
+    assert nets[2].last_kept == 1
+
+
+def data_counts(net: Net, x: Tensor) -> Tensor:
+    net.seen.data.add_(1)
+    return x * net.seen
+
+
+def test_a_network_that_writes_its_parameters_is_not_recorded() -> None:
+    def middle(net: Net, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            net.last.bias.mul_(0.5)
+        return x * x
+
+    net, other = Net(middle), Net(middle)
+    with pytest.warns(UntracedWarning, match="writes into a parameter"):
+        TRACED(net, *inputs())
+    stopgrad_jvp(other, *inputs())
+    assert torch.equal(net.last.bias, other.last.bias)
+
+
+def test_results_share_no_memory_with_the_arguments() -> None:
+    (z, r, t), (v, _, one) = inputs()
+    for fn in (lambda z, r, t: z, lambda z, r, t: z.view(-1, WIDTH)):
+        u, du_dt = TRACED(fn, (z, r, t), (v, None, one))
+        assert u.untyped_storage().data_ptr() != z.untyped_storage().data_ptr()
+        assert du_dt.untyped_storage().data_ptr() != v.untyped_storage().data_ptr()
+
+
 # ---------------------------------------------------------------- guards
+
+
+def doubled(_: nn.Module, gradients: Any, __: Any) -> Any:
+    return (2 * gradients[0],)
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "of all modules"])
+def test_hooks_that_come_later_are_seen(kind: str) -> None:
+    """Dynamo's guards leave them out."""
+    net = Net(RECORDED["arithmetic"])
+    assert_agree(net)
+    if kind == "of all modules":
+        handle = nn.modules.module.register_module_forward_hook(lambda _, __, out: 2 * out)
+    elif kind == "forward_pre_hook":
+        handle = net.last.register_forward_pre_hook(lambda _, args: (3 * args[0],))
+    elif kind == "forward_hook":
+        handle = net.time.register_forward_hook(lambda _, __, out: 2 * out)
+    else:
+        handle = net.last.register_full_backward_hook(doubled)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UntracedWarning)  # of backward hooks
+            everything(TRACED, net)
+        assert_agree(net)
+    finally:
+        handle.remove()
+    assert_agree(net)
+
+
+def test_a_row_of_attention_that_sees_nothing_in_a_later_call() -> None:
+    mask = torch.ones(3, 3, dtype=torch.bool)
+
+    def middle(_: Net, x: Tensor) -> Tensor:
+        q = x.reshape(-1, 1, 3, 2)
+        return F.scaled_dot_product_attention(q, 2 * q, q + 1, attn_mask=mask).reshape(x.shape)
+
+    net = Net(middle)
+    assert_agree(net)
+    mask[0] = False
+    assert_agree(net)
+    assert everything(TRACED, net)[1].isfinite().all()
+
+
+def test_a_norm_in_bfloat16_with_weights_in_float32() -> None:
+    """CPU autocast makes one: its backward kernel wants one dtype."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    x, d = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    exact: Tensor = jvp(net, (x,), (d,))[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        for backend in (stopgrad_jvp, TRACED):
+            u, du_dt = backend(net, (x,), (d,))
+            assert u.dtype == torch.bfloat16
+            assert distance(du_dt, exact.detach()) < 0.05
 
 
 def test_modes_are_told_apart() -> None:
