@@ -108,4 +108,5 @@ def test_gradients_of_two_ranks_are_those_of_one_process(tmp_path: Path) -> None
             process.kill()
     if any("Unable to find address for" in out for out in outputs):
         pytest.skip("no loopback interface for gloo here")
-    assert all(out.strip().endswith("agreed") for out in outputs), "\n".join(outputs)
+    # A line of its own, not the last: at exit a thread of gloo can outlive its owner, and C++ says so.
+    assert all("agreed" in out.splitlines() for out in outputs), "\n".join(outputs)
