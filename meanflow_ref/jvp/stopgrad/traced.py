@@ -212,7 +212,10 @@ def why_untraced(net: Any) -> str:
 
 def network_of(fn: Any, depth: int = _DEPTH) -> Any:
     """The first module that a function closes over; else what stands for the function from one call to the next."""
-    return _module_in(fn, depth) or (fn.__code__ if isinstance(fn, FunctionType) else type(fn))
+    module = _module_in(fn, depth)
+    if module is not None:
+        return module
+    return fn.__code__ if isinstance(fn, FunctionType) else type(fn)
 
 
 def _module_in(fn: Any, depth: int) -> nn.Module | None:
