@@ -38,7 +38,7 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     },
     "stopgrad_traced": {
         "mlp": Bound(flops=1.36, kernels=1.58, peak=1.10, kept=1.05),
-        "dit": Bound(flops=1.36, kernels=1.56, peak=1.03, kept=1.03),
+        "dit": Bound(flops=1.36, kernels=1.55, peak=1.03, kept=1.03),
         "unet": Bound(flops=1.36, kernels=1.48, peak=1.07, kept=1.03),
         "tiny": Bound(flops=1.36, kernels=1.60, peak=1.11, kept=1.03),
     },

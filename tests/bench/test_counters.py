@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -61,6 +63,36 @@ def test_flops_of_a_linear_layer_by_hand() -> None:
 
     assert count_cost(lambda: layer(x)).flops == forward
     assert count_cost(train).flops == 2 * forward  # the input needs no gradient
+
+
+def test_flops_of_a_product_that_writes_its_result() -> None:
+    """Torch's own counter leaves these out."""
+    x, a, b = torch.zeros(2, 3, 5), torch.ones(2, 3, 4), torch.ones(2, 4, 5)
+    assert count_cost(lambda: x.baddbmm_(a, b)).flops == 2 * (2 * 3 * 4 * 5)
+    assert count_cost(lambda: x[0].addmm_(a[0], b[0])).flops == 2 * 3 * 4 * 5
+
+
+FAULTS = """
+import resource, torch
+from meanflow_ref.bench.allocator import keep_freed_memory, keeps_freed_memory
+def faults():
+    for _ in range(10):  # the heap grows to what it needs
+        torch.ones(1 << 24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults()
+assert not keeps_freed_memory()
+if keep_freed_memory():
+    assert keeps_freed_memory() and faults() < first / 4, first
+"""
+
+
+def test_freed_memory_is_kept_where_it_is_asked_for() -> None:
+    """Page faults of 64 MiB used again and again, counted by the system, in a process of their own."""
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("method", ["flow_matching", "func", "two_pass", "finite_difference"])

@@ -62,29 +62,30 @@ def reuse_memory(graph: fx.Graph, *, grad_enabled: bool) -> int:
             continue
         unseen.add(node)
         method = _IN_PLACE.get(node.target) if node.op == "call_function" else None
-        if method is None or node.args[0] not in unseen or not _may_overwrite(node):
+        if method is None or not _may_overwrite(node, unseen):
             continue
         node.op, node.target = "call_method", method
         rewritten += 1
     return rewritten
 
 
-def _may_overwrite(node: fx.Node) -> bool:
+def _may_overwrite(node: fx.Node, unseen: set[fx.Node]) -> bool:
     """Whether the first operand is new memory, read here alone, and as large as the result."""
     first = node.args[0]
-    return isinstance(first, fx.Node) and len(first.users) == 1 and _is_new(first) and _alike(first, node)
+    return isinstance(first, fx.Node) and len(first.users) == 1 and _is_new(first, unseen) and _alike(first, node)
 
 
-def _is_new(node: fx.Node) -> bool:
+def _is_new(node: fx.Node, unseen: set[fx.Node]) -> bool:
+    if node not in unseen:
+        return False
+    source = node.args[0] if node.args else None
     if node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
         # What writes into new memory returns it.
-        owner = node.args[0]
-        return isinstance(owner, fx.Node) and len(owner.users) == 1 and _is_new(owner)
+        return isinstance(source, fx.Node) and len(source.users) == 1 and _is_new(source, unseen)
     if node.op != "call_function":
         return False
     if node.target is operator.getitem:
-        source = node.args[0]
-        return isinstance(source, fx.Node) and source.target in _SEVERAL
+        return source in unseen and isinstance(source, fx.Node) and source.target in _SEVERAL
     return node.target in _NEW_MEMORY
 
 

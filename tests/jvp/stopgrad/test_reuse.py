@@ -105,11 +105,13 @@ def test_the_same_numbers_from_less_memory(name: str) -> None:
 
 def test_where_autograd_is_on_nothing_is_written_over() -> None:
     def fn(a: Tensor, b: Tensor) -> Tensor:
-        kept, seen = a * b + a, a * b
+        kept, seen, written = a * b + a, a * b, a * b
         with torch.no_grad():
             free = a * b + a
-            still = seen * 2  # of what autograd has seen: a write would be recorded
-        return (kept * kept + b) * free + still
+            # Of what autograd has seen: the result would keep its graph.
+            still = seen * 2
+            still_too = written.mul_(2) + a
+        return (kept * kept + b) * free + still - still_too
 
     graph = graph_of(fn, *(x.requires_grad_() for x in inputs()))
     assert reuse_memory(graph.graph, grad_enabled=True) == 1
