@@ -16,12 +16,15 @@ a second opinion on what is then proved.
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from types import FrameType
 from typing import Any
 
 import sympy as sp
@@ -60,6 +63,21 @@ class _OutOfTime(BaseException):
     """Not an Exception: sympy catches those now and then."""
 
 
+# Code whose exceptions Python prints and drops, besides __del__ and the collector's callbacks.
+_WEAKREF_FILES = {weakref.__file__, weakref.WeakSet.add.__code__.co_filename}
+
+
+def _would_be_dropped(frame: FrameType | None) -> bool:
+    """Whether Python may drop, with a warning, what is raised in ``frame``: below it runs a finalizer or a callback."""
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks} - {None}
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or code in callbacks or code.co_filename in _WEAKREF_FILES:
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def time_box(seconds: float) -> Iterator[None]:
     """Raise ``_OutOfTime`` after ``seconds`` of this process's own computing time.
@@ -71,8 +89,11 @@ def time_box(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def ring(*_: Any) -> None:
-        raise _OutOfTime
+    def ring(_: int, frame: FrameType | None) -> None:
+        if _would_be_dropped(frame):
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, 1.0)  # soon again
+        else:
+            raise _OutOfTime
 
     handler = signal.signal(signal.SIGVTALRM, ring)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 import sympy as sp
 
 from proofs.conditions import Hypotheses, watch
-from proofs.engine import Decision, decide
+from proofs.engine import Decision, _OutOfTime, decide, time_box
 from proofs.language import ProofError, assumption, opaque
 from proofs.notation import r, t, tau
 from proofs.theorem import REGISTRY, Spec, Theorem, TheoremResult
@@ -441,6 +445,58 @@ def test_the_time_box_ends_in_unknown_and_harms_nothing() -> None:
     decision = decide(huge * (sp.sin(x) ** 2 + sp.cos(x) ** 2), huge, seconds=0.3)
     assert decision == Decision("UNKNOWN", reason="no verdict in 0.3 s")
     assert decide((x + y) ** 2, x**2 + 2 * x * y + y**2).verdict == "PROVED"
+
+
+def _compute(seconds: float) -> None:
+    start = time.process_time()
+    while time.process_time() < start + seconds:
+        pass
+
+
+class _Ends:
+    def __del__(self) -> None:
+        _compute(0.2)
+
+
+class _Short:
+    pass
+
+
+def _collects(*_: Any) -> None:
+    _compute(0.2)
+
+
+def _in_a_finalizer() -> None:
+    _Ends()
+
+
+def _in_a_callback_of_the_collector() -> None:
+    gc.callbacks.append(_collects)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(_collects)
+
+
+def _in_a_callback_of_a_weakref() -> None:
+    weakref.finalize(_Short(), _compute, 0.2)
+
+
+@pytest.mark.parametrize("place", [_in_a_finalizer, _in_a_callback_of_the_collector, _in_a_callback_of_a_weakref])
+def test_the_time_box_does_not_ring_where_python_drops_the_exception(
+    place: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+
+    def work() -> None:
+        with time_box(0.05):
+            place()
+            _compute(2.0)
+
+    with pytest.raises(_OutOfTime):
+        work()
+    assert dropped == []
 
 
 def test_witnesses_satisfy_the_hypotheses() -> None:
