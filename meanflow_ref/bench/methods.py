@@ -199,7 +199,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "stopgrad_traced_rows",
-            "the same on the rows with r != t alone, in a call of their own",
+            "the same on the rows with r != t alone, in one replay",
             {"jvp": "stopgrad_traced", "rows": "moving"},
         ),
         Method(

@@ -36,7 +36,7 @@ def rows_pay(backend: object, net: Callable[..., Any], z: Tensor, moving: Tensor
     """
     if not isinstance(net, nn.Module):
         net = getattr(net, "net", net)  # behind a convention
-    if not (_engine(backend) or _traced(backend)) or not isinstance(net, nn.Module) or z.dim() < 2:
+    if not _engine(backend) or not isinstance(net, nn.Module) or z.dim() < 2:
         return False
     if z.device.type != "cpu":
         return False
@@ -50,13 +50,8 @@ def rows_pay(backend: object, net: Callable[..., Any], z: Tensor, moving: Tensor
 def _engine(backend: object) -> _Engine | None:
     """What runs a backend on the first rows in one call, if it can."""
     if isinstance(backend, StopgradJvp):
-        return None if backend.traced else backend.of_rows
+        return backend.of_rows
     return stopgrad_jvp_of_rows if backend is stopgrad_jvp else None
-
-
-def _traced(backend: object) -> bool:
-    """Whether a backend takes its rows in a call of their own because that is cheaper: one without looking at them."""
-    return isinstance(backend, StopgradJvp) and backend.traced
 
 
 def _parameters(net: nn.Module) -> int:
@@ -90,7 +85,10 @@ def jvp_on_rows(
     plain = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
     if engine is not None and plain and len(some) and len(others):
         at, along, mine = _of_rows(order, primals, tangents, label)
-        u, du_dt = engine(lambda *args: fn(*args, mine), at, along, len(some))
+        if mine is None:
+            u, du_dt = engine(lambda *args: fn(*args, None), at, along, len(some))
+        else:
+            u, du_dt = engine(fn, (*at, mine), (*along, None), len(some))
         return u.index_select(0, back), du_dt.index_select(0, back)
 
     values, derivatives = [], []

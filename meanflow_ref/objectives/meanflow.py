@@ -104,7 +104,7 @@ def meanflow_loss(
         rows: Rows that the derivative is computed on: ``"all"``; ``"moving"``, those with r != t alone (``du_dt`` is 0
             at the others, where the target does not see it; guidance is on all rows); ``"auto"``, those where that
             pays (:mod:`meanflow_ref.jvp.rows`). The stop-gradient JVP does it in one call of the network, its rows in
-            another order; other backends in two calls, and only on demand.
+            another order; other backends in two calls, and only on demand, of networks that do not mix rows.
         convention: How ``net`` is called and which way its time runs.
 
     Returns:

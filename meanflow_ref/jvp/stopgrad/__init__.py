@@ -8,7 +8,7 @@
 - :mod:`backend`, :mod:`products`: products of tangents in half precision, on request.
 - :mod:`compiled`: pairs that ``torch.compile`` can trace; :mod:`dynamo`: what it must be told; :mod:`traced`: the same
   recorded once, without a compiler; :mod:`rehearsal`: how a recording is held against the dispatch form; :mod:`reuse`:
-  how it is made to need less memory.
+  how it is made to need less memory; :mod:`first_rows`: how one of all rows and one of some become one.
 """
 
 from __future__ import annotations

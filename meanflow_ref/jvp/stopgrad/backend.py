@@ -23,7 +23,7 @@ from meanflow_ref._typing import TensorFunction
 from meanflow_ref.errors import ParameterError, TangentError
 from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp, stopgrad_jvp_of_rows
 from meanflow_ref.jvp.stopgrad.products import SWITCH
-from meanflow_ref.jvp.stopgrad.traced import traced_jvp
+from meanflow_ref.jvp.stopgrad.traced import traced_jvp, traced_jvp_of_rows
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class StopgradJvp:
     def of_rows(
         self, fn: TensorFunction, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], moving: int, /
     ) -> tuple[Tensor, Tensor]:
-        """The same on the first rows, by :func:`stopgrad_jvp_of_rows`. Source: mf:8.
+        """The same on the first rows, by :func:`stopgrad_jvp_of_rows` or recorded. Source: mf:8.
 
         Args:
-            fn: A function of ``primals`` that returns one tensor.
+            fn: A function of ``primals`` that returns one tensor; where it is recorded, of nothing else that has rows.
             primals: Where to differentiate, ``(B, ...)`` each.
             tangents: Direction.
             moving: Rows that move.
@@ -100,7 +100,8 @@ class StopgradJvp:
             MeanFlowError: As :func:`stopgrad_jvp`.
 
         """
-        return self._with_options(lambda: stopgrad_jvp_of_rows(fn, primals, tangents, moving))
+        engine = traced_jvp_of_rows if self.traced else stopgrad_jvp_of_rows
+        return self._with_options(lambda: engine(fn, primals, tangents, moving))
 
     def _with_options(self, jvp: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         before = SWITCH.dtype

@@ -446,9 +446,13 @@ def attention(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     q_, k_, v_ = value_of(q), value_of(k), value_of(v)
     mask = value_of(attn_mask)
-    plain = mask is None and not enable_gqa and q_.dim() == 4 and q_.shape[-1] == v_.shape[-1]
-    if not (plain and q_.device.type == "cpu"):
-        return by_forward_mode(_written_out, q, k, v, attn_mask, is_causal, factor, enable_gqa)
+    plain = mask is None and not enable_gqa and q_.dim() == k_.dim() == v_.dim() == 4
+    # Batch and heads of one size each, one width, and something to see: the kernel itself looks at none of these.
+    plain = plain and q_.shape[:2] == k_.shape[:2] == v_.shape[:2] and q_.shape[-1] == v_.shape[-1]
+    if not (plain and q_.device.type == "cpu" and q_.shape[2] > 0 and k_.shape[2] > 0):
+        return _written_out(q, k, v, attn_mask, is_causal, factor, enable_gqa)
+    # Nor at how the last dimension lies.
+    q_, k_, v_ = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_, k_, v_))
     out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q_, k_, v_, 0.0, is_causal, scale=scale)
     with torch.no_grad():
         tangent = attention_tangent(
@@ -458,20 +462,20 @@ def attention(
     return Pair(out, tangent)
 
 
-def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale: float, gqa: bool) -> Tensor:
-    """Attention as two products and a softmax."""
+def _written_out(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float, gqa: bool) -> Any:
+    """Attention as two products and a softmax, of pairs and tensors."""
     if gqa:
         k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
-    scores = q @ k.transpose(-2, -1) * scale
+    scores = torch.matmul(q, k.transpose(-2, -1)) * scale
     if causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(hidden, -math.inf)
     if mask is None:
-        return scores.softmax(-1) @ v
+        return torch.matmul(scores.softmax(-1), v)
     scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     # The kernels give a row that sees nothing the value 0.
     blind = (scores.detach() == -math.inf).all(-1, keepdim=True)
-    return scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0) @ v
+    return torch.matmul(scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0), v)
 
 
 # ---------------------------------------------------------------- everything else

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
 from torch._dynamo.variables.builtin import BuiltinVariable
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
@@ -61,6 +62,13 @@ def leaves_behind(kind: type) -> bool:
     return any(
         isinstance(x, UserDefinedObjectVariable) and x.python_type() is kind for x in effects.id_to_variable.values()
     )
+
+
+def changes_objects() -> bool:
+    """Whether what Dynamo compiles now changes an object of Python that was there before: an attribute, a list."""
+    effects = InstructionTranslator.current_tx().output.side_effects
+    there = (ValueMutationExisting, AttributeMutationExisting)
+    return any(isinstance(x.mutation_type, there) for x in effects._get_modified_vars())
 
 
 def never_first(code: CodeType) -> None:

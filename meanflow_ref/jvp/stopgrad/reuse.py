@@ -38,7 +38,8 @@ _NEW_MEMORY = frozenset(_IN_PLACE) | {
 }
 # The same, of several results.
 _SEVERAL = frozenset({aten.native_layer_norm_backward, aten.native_group_norm_backward})
-_GRAD_MODE = torch._C._set_grad_enabled
+_WRITE = frozenset({"setitem", "iadd", "isub", "imul", "itruediv"})
+GRAD_MODE = torch._C._set_grad_enabled
 
 
 def reuse_memory(graph: fx.Graph, *, grad_enabled: bool) -> int:
@@ -56,7 +57,7 @@ def reuse_memory(graph: fx.Graph, *, grad_enabled: bool) -> int:
     # What autograd has not seen: it neither records a write nor keeps what is written over.
     unseen: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.target is _GRAD_MODE:
+        if node.target is GRAD_MODE:
             grad_enabled = node.args[0]
         if grad_enabled:
             continue
@@ -73,6 +74,14 @@ def _may_overwrite(node: fx.Node, unseen: set[fx.Node]) -> bool:
     """Whether the first operand is new memory, read here alone, and as large as the result."""
     first = node.args[0]
     return isinstance(first, fx.Node) and len(first.users) == 1 and _is_new(first, unseen) and _alike(first, node)
+
+
+def writes(node: fx.Node) -> fx.Node | None:
+    """What an operation writes into, by its name or its ``out``; None for most."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in _WRITE
+    written = node.args[0] if in_place and node.args else node.kwargs.get("out")
+    return written if isinstance(written, fx.Node) else None
 
 
 def _is_new(node: fx.Node, unseen: set[fx.Node]) -> bool:

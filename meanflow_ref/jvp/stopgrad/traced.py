@@ -10,6 +10,9 @@ numbers, and tensors that the network writes, are set back; what it counts in Py
 proof: an error that is zero, or below rounding, at those inputs is not seen. Dynamo guards what the network read, and
 here its hooks are too, but no method that is given to a class later.
 
+Where only the first rows move, the network is recorded with all rows and with those, and made one of both
+(:mod:`meanflow_ref.jvp.stopgrad.first_rows`).
+
 Networks that cannot be recorded whole (a write in place, a Python number taken from a tensor, hooks of a distributed
 wrapper) or that differ run in the dispatch form, which is said once.
 """
@@ -32,11 +35,11 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from meanflow_ref._typing import TensorFunction
 from meanflow_ref.jvp._moving import moving_part
-from meanflow_ref.jvp.stopgrad.front import recorded, require_plain, stopgrad_jvp
+from meanflow_ref.jvp.stopgrad.front import recorded, require_plain, stopgrad_jvp, stopgrad_jvp_of_rows
 from meanflow_ref.jvp.stopgrad.rehearsal import Hooks, Modes, State, distance, tolerance, zeros_replaced
-from meanflow_ref.jvp.stopgrad.reuse import reuse_memory
+from meanflow_ref.jvp.stopgrad.reuse import reuse_memory, writes
 
-_Jvp: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+_Jvp: TypeAlias = Callable[..., tuple[Tensor, ...]]
 # Kinds of module whose forward pass is more than its code: what hangs on it is not recorded.
 _DISTRIBUTED = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel"})
 # Recordings of one call: what a network makes at its first call is there at its second.
@@ -52,12 +55,19 @@ class _NotRecorded(Exception):
 class _Recording:
     """What was recorded of one network.
 
+    Args:
+        owner: The network.
+        of_rows: Whether its first rows move alone.
+
     Attributes:
         refused: Why it could not be recorded, and runs in the dispatch form; empty where it can.
+        later: Whether the last call could not be recorded, but the next one may.
 
     """
 
-    def __init__(self, owner: Any) -> None:
+    def __init__(self, owner: Any, *, of_rows: bool) -> None:
+        self._of_rows = of_rows
+        self.later, self._attempts = False, _ATTEMPTS
         self.refused = "a distributed wrapper's hooks are not recorded" if _distributed(owner) else ""
         self._owner = weakref.ref(owner)
         self._hooks = Hooks(owner)
@@ -66,18 +76,17 @@ class _Recording:
         self._jvp = self._compiled()
 
     def _compiled(self) -> _Jvp:
-        def jvp(fn: Any, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
-            return stopgrad_jvp(fn, primals, tangents)
-
+        function = _with_first_rows if self._of_rows else _whole
         # A code object of its own: Dynamo keeps recordings by it, and few of them.
-        own = FunctionType(jvp.__code__.replace(), globals(), "jvp")
+        own = FunctionType(function.__code__.replace(), globals(), "jvp")
         compiled: _Jvp = torch.compile(own, backend=self._backend, fullgraph=True)
         return compiled
 
     def _backend(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         """What runs in place of a recording: itself. The network has not run yet when Dynamo asks."""
         from meanflow_ref.jvp.stopgrad.compiled import Pair
-        from meanflow_ref.jvp.stopgrad.dynamo import leaves_behind
+        from meanflow_ref.jvp.stopgrad.dynamo import changes_objects, leaves_behind
+        from meanflow_ref.jvp.stopgrad.first_rows import NotAlike, merge_first_rows
 
         if leaves_behind(Pair):
             raise _NotRecorded("it keeps a tensor that moves, in an attribute or by a hook.")
@@ -86,6 +95,16 @@ class _Recording:
             raise _NotRecorded("it checkpoints activations, or has other parts that are graphs of their own.")
         if _writes_parameters(graph.graph, inputs):
             raise _NotRecorded("it writes into a parameter.")
+        if self._of_rows:
+            if changes_objects():
+                # What it makes at its first call is there at its second.
+                self._attempts -= 1
+                self.later = self._attempts > 0
+                raise _NotRecorded("it changes objects of Python, and is recorded twice where some rows move.")
+            try:
+                merge_first_rows(graph.graph, grad_enabled=torch.is_grad_enabled())
+            except NotAlike as error:
+                raise _NotRecorded(str(error)) from error
         self._before = State(self._owner(), [x for x in inputs if isinstance(x, Tensor)])
         reuse_memory(graph.graph, grad_enabled=torch.is_grad_enabled())
         graph.recompile()
@@ -102,8 +121,8 @@ class _Recording:
 
         return run
 
-    def __call__(self, fn: TensorFunction, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
-        """Value and derivative, recorded or replayed.
+    def __call__(self, fn: TensorFunction, primals: Any, tangents: Any, moving: int) -> tuple[Tensor, Tensor]:
+        """Value and derivative, recorded or replayed; ``moving`` is looked at where rows are.
 
         Raises:
             _NotRecorded: With Dynamo's reason, or if the dispatch form does not agree with what was recorded.
@@ -111,17 +130,17 @@ class _Recording:
         """
         if self._hooks.changed():  # Dynamo does not guard them
             self._jvp, self._hooks = self._compiled(), Hooks(self._owner())
-        new = False
+        new = self.later = False
         try:
             for _ in range(_ATTEMPTS):
-                u, du_dt = self._run(fn, primals, tangents)
+                u, du_dt = self._run(fn, primals, tangents, moving)
                 if self._before is None:
                     return _apart(u, primals), _apart(du_dt, tangents)
                 # A new recording: it is rehearsed before it counts. Nothing of the first run is kept.
                 del u, du_dt
                 new, before = True, self._before
                 try:
-                    self._rehearse(before, fn, primals, tangents)
+                    self._rehearse(before, fn, primals, tangents, moving)
                 finally:
                     before.put_back()
                 self._before = None
@@ -132,21 +151,34 @@ class _Recording:
             raise
         raise _NotRecorded("nothing, but it is recorded anew at every call.")
 
-    def _rehearse(self, before: State, fn: TensorFunction, primals: Any, tangents: Any) -> None:
+    def _rehearse(self, before: State, fn: TensorFunction, primals: Any, tangents: Any, moving: int) -> None:
         before.put_back()
         with zeros_replaced(before.parameters):
-            found = [x.detach() for x in self._run(fn, primals, tangents)]
+            found = [x.detach() for x in self._run(fn, primals, tangents, moving)]
             before.put_back()
             with torch.no_grad():
-                expected = stopgrad_jvp(fn, primals, tangents)
+                expected = self.dispatched(fn, primals, tangents, moving)
         for name, x, y in zip(("u", "du/dt"), found, expected, strict=True):
             if not (error := distance(x, y)) <= tolerance(y):
                 raise _NotRecorded(f"nothing, but the recorded {name} is off by {error:.1e}")
 
-    def _run(self, fn: TensorFunction, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    def dispatched(self, fn: TensorFunction, primals: Any, tangents: Any, moving: int) -> tuple[Tensor, Tensor]:
+        """Value and derivative by the dispatch form."""
+        if self._of_rows:
+            return stopgrad_jvp_of_rows(fn, primals, tangents, moving)
+        return stopgrad_jvp(fn, primals, tangents)
+
+    def _run(self, fn: TensorFunction, primals: Any, tangents: Any, moving: int) -> tuple[Tensor, Tensor]:
         self._replaying = False
         try:
-            return self._jvp(fn, primals, tangents)
+            if not self._of_rows:
+                u, du_dt = self._jvp(fn, primals, tangents)
+                return u, du_dt
+            # Of each argument an object of its own: of two that are one, Dynamo would record one.
+            primals = tuple(x.view_as(x) for x in primals)
+            tangents = tuple(None if d is None else d.detach() for d in tangents)
+            u, _, _, first = self._jvp(fn, primals, tangents, _first(primals, moving), _first(tangents, moving))
+            return u, torch.cat([first, first.new_zeros(u.shape[0] - moving, *u.shape[1:])])
         except Exception as error:
             if self._replaying:
                 raise
@@ -154,7 +186,21 @@ class _Recording:
             raise _NotRecorded(" ".join(said.split())[:300]) from error
 
 
-_RECORDINGS: WeakKeyDictionary[Any, _Recording] = WeakKeyDictionary()
+def _whole(fn: Any, primals: Any, tangents: Any) -> tuple[Tensor, ...]:
+    return stopgrad_jvp(fn, primals, tangents)
+
+
+def _with_first_rows(fn: Any, primals: Any, tangents: Any, some: Any, along: Any) -> tuple[Tensor, ...]:
+    """Its arguments are known to :mod:`.first_rows` by name."""
+    return *stopgrad_jvp(fn, primals, tangents), *stopgrad_jvp(fn, some, along)
+
+
+def _first(tensors: tuple[Tensor | None, ...], moving: int) -> tuple[Tensor | None, ...]:
+    return tuple(None if x is None else x.narrow(0, 0, moving) for x in tensors)
+
+
+# By network, and by whether its first rows move alone.
+_RECORDINGS: WeakKeyDictionary[Any, dict[bool, _Recording]] = WeakKeyDictionary()
 
 
 class UntracedWarning(UserWarning):
@@ -180,34 +226,68 @@ def traced_jvp(
     """
     if not _can_record():
         return stopgrad_jvp(fn, primals, tangents)
+    return _traced(fn, primals, tangents, None)
+
+
+def traced_jvp_of_rows(
+    fn: TensorFunction, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], moving: int, /
+) -> tuple[Tensor, Tensor]:
+    """As :func:`stopgrad_jvp_of_rows`, recorded once and replayed.
+
+    Args:
+        fn: A function of ``primals`` that returns one tensor, of nothing else that has rows.
+        primals: Where to differentiate, ``(B, ...)`` each.
+        tangents: Direction; its rows from ``moving`` on count as zero.
+        moving: Rows that move, ``0 < moving < B``. A single one is not recorded.
+
+    Returns:
+        ``u`` and ``du_dt``.
+
+    Raises:
+        MeanFlowError: As :func:`stopgrad_jvp`.
+
+    """
+    if moving < 2 or not _can_record():
+        return stopgrad_jvp_of_rows(fn, primals, tangents, moving)
+    return _traced(fn, primals, tangents, moving)
+
+
+def _traced(
+    fn: TensorFunction, primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], moving: int | None
+) -> tuple[Tensor, Tensor]:
     _, at, along = moving_part(fn, primals, tangents)
     require_plain(at, along)
-    owner = network_of(fn)
-    recording = _RECORDINGS.get(owner)
-    if recording is None:
-        recording = _RECORDINGS[owner] = _Recording(owner)
+    owner, of_rows = network_of(fn), moving is not None
+    recordings = _RECORDINGS.setdefault(owner, {})
+    if of_rows not in recordings:
+        recordings[of_rows] = _Recording(owner, of_rows=of_rows)
+    recording = recordings[of_rows]
     if not at or recording.refused:
-        return stopgrad_jvp(fn, primals, tangents)
+        return recording.dispatched(fn, primals, tangents, moving or 0)
     try:
-        return recording(fn, primals, tangents)
+        return recording(fn, primals, tangents, moving or 0)
     except _NotRecorded as error:
         reason = str(error)
     # An error of the network's own is raised here, in the network's words.
-    result = stopgrad_jvp(fn, primals, tangents)
+    result = recording.dispatched(fn, primals, tangents, moving or 0)
+    if recording.later:
+        return result
     recording.refused = reason
+    rows, remedy = ("where some rows move ", ', and rows="all" records it with all') if of_rows else ("", "")
     warnings.warn(
-        f"the network ({_name(owner)}) cannot be traced, and runs in the dispatch form of the stop-gradient JVP, which "
-        f'is as right and slower. jvp="stopgrad" takes that form without this warning. Dynamo said: {reason}',
+        f"the network ({_name(owner)}) cannot be traced, and runs {rows}in the dispatch form of the stop-gradient JVP, "
+        f'which is as right and slower. jvp="stopgrad" takes that form without this warning{remedy}. '
+        f"Dynamo said: {reason}",
         UntracedWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
     return result
 
 
 def why_untraced(net: Any) -> str:
     """Why a network that was called runs in the dispatch form; empty where it was recorded, or never called."""
-    recording = _RECORDINGS.get(net)
-    return "" if recording is None else recording.refused
+    recordings = _RECORDINGS.get(net, {})
+    return next((recording.refused for recording in recordings.values() if recording.refused), "")
 
 
 def network_of(fn: Any, depth: int = _DEPTH) -> Any:
@@ -244,14 +324,7 @@ def _writes_parameters(graph: fx.Graph, inputs: list[Any]) -> bool:
     """Whether the graph writes into a parameter, which a rehearsal could not put back."""
     given = [node for node in graph.nodes if node.op == "placeholder"]
     parameters = {node for node, x in zip(given, inputs, strict=False) if isinstance(x, nn.Parameter)}
-    return any(
-        node.args and node.args[0] in parameters and _writes(node) for node in graph.nodes if node.op.startswith("call")
-    )
-
-
-def _writes(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "iadd", "isub", "imul", "itruediv")
+    return any(writes(node) in parameters for node in graph.nodes if node.op.startswith("call"))
 
 
 def _apart(x: Tensor, given: tuple[Tensor | None, ...]) -> Tensor:
