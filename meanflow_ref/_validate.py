@@ -97,7 +97,7 @@ def require_output(u: object, z: Tensor | None = None) -> Tensor:
     A lower precision than float32 ``z``'s is accepted, since networks run autocast inside; than float64 ``z``'s not.
     """
     # Under torch.compile the stop-gradient JVP sends pairs of value and tangent through the network.
-    pair, u = u, getattr(u, "paired_value", u)
+    pair, u = u, getattr(u, "_paired_value", u)
     if not isinstance(u, Tensor):
         several = isinstance(u, tuple | list)
         parts = f" ({', '.join(type(item).__name__ for item in u)})" if isinstance(u, tuple | list) else ""

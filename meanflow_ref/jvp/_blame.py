@@ -72,6 +72,15 @@ def blame_stopgrad() -> Iterator[None]:
         if where == "the network" or where in error.seen:
             raise
         raise type(error)(f"in {where}: {error.seen}", error.wanted, error.remedy) from error
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        raise TangentError(
+            f"{_where(error.__traceback__)[0]} differentiates by a torch.func transform inside, under which a "
+            "stop-gradient JVP cannot keep what autograd saves.",
+            "torch.autograd.grad inside the network, or the transform under torch.no_grad()",
+            'one of those, or jvp="func"',
+        ) from error
 
 
 def _first_match(patterns: tuple[re.Pattern[str], ...], error: Exception) -> re.Match[str] | None:

@@ -36,26 +36,25 @@ RULES: dict[Any, Callable[..., Any]] = {}
 
 
 class Pair:
-    """A value and its tangent, which answers like a tensor."""
+    """A value and its tangent, which answers like a tensor; their names are none that a network would ask for."""
 
     def __init__(self, value: Tensor, tangent: Tensor) -> None:
-        self.value = value
-        self.tangent = tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
+        self._paired_value = value
+        self._paired_tangent = tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return by_table(func, *args, **(kwargs or {}))
 
-    paired_value = property(lambda self: self.value)
-    shape = property(lambda self: self.value.shape)
-    dtype = property(lambda self: self.value.dtype)
-    device = property(lambda self: self.value.device)
-    ndim = property(lambda self: self.value.ndim)
-    requires_grad = property(lambda self: self.value.requires_grad)
-    is_cuda = property(lambda self: self.value.is_cuda)
-    T = property(lambda self: Pair(self.value.T, self.tangent.T))
-    mT = property(lambda self: Pair(self.value.mT, self.tangent.mT))
-    data = property(lambda self: self.value.detach())
+    shape = property(lambda self: self._paired_value.shape)
+    dtype = property(lambda self: self._paired_value.dtype)
+    device = property(lambda self: self._paired_value.device)
+    ndim = property(lambda self: self._paired_value.ndim)
+    requires_grad = property(lambda self: self._paired_value.requires_grad)
+    is_cuda = property(lambda self: self._paired_value.is_cuda)
+    T = property(lambda self: Pair(self._paired_value.T, self._paired_tangent.T))
+    mT = property(lambda self: Pair(self._paired_value.mT, self._paired_tangent.mT))
+    data = property(lambda self: self._paired_value.detach())
 
     def __getattr__(self, name: str) -> Any:
         # hasattr() of a pair must not be False where it is True of a tensor.
@@ -69,13 +68,13 @@ class Pair:
         )
 
     def __len__(self) -> int:
-        return len(self.value)
+        return len(self._paired_value)
 
     def __iter__(self) -> Any:
         return iter(self.unbind(0))
 
     def __bool__(self) -> bool:
-        return bool(self.value)
+        return bool(self._paired_value)
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         return refuse(
@@ -116,7 +115,8 @@ def by_table(func: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 def _writes(func: Any, args: Any, kwargs: Any) -> bool:
     place = _INPLACE_AT.get(func)
-    return kwargs.get("out") is not None or (place is not None and len(args) > place and bool(args[place]))
+    by_name = kwargs.get("out") is not None or bool(kwargs.get("inplace"))
+    return by_name or (place is not None and len(args) > place and bool(args[place]))
 
 
 def pairs_jvp(
@@ -126,7 +126,7 @@ def pairs_jvp(
     pairs = [x if d is None else Pair(x, d.detach()) for x, d in zip(primals, tangents, strict=True)]
     out: Any = fn(*pairs)
     if isinstance(out, Pair):
-        return require_output(out.value), out.tangent
+        return require_output(out._paired_value), out._paired_tangent
     return require_output(out), torch.zeros_like(out)
 
 
@@ -136,7 +136,7 @@ def pairs_jvp(
 def value_of(x: Any) -> Any:
     """The value in place of a pair, inside tuples and lists too."""
     if isinstance(x, Pair):
-        return x.value
+        return x._paired_value
     if type(x) in (tuple, list):
         return type(x)([value_of(part) for part in x])
     return x
@@ -150,7 +150,7 @@ def still(x: Any) -> Any:
 
 def d(x: Any) -> Any:
     """The tangent, None for zero."""
-    return x.tangent if isinstance(x, Pair) else None
+    return x._paired_tangent if isinstance(x, Pair) else None
 
 
 def pair(value: Tensor, tangent: Any) -> Any:
@@ -183,19 +183,30 @@ def linear(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(x, Pair):
         return by_forward_mode(func, x, *args, **kwargs)
     args = value_of(args)
-    out = func(x.value, *args, **kwargs)
+    out = func(x._paired_value, *args, **kwargs)
+    if out is x._paired_value:
+        return x  # as contiguous() and to() return their argument
     with torch.no_grad():
-        tangent = func(x.tangent, *args, **kwargs)
+        tangent = func(x._paired_tangent, *args, **kwargs)
     if isinstance(out, Tensor):
         return pair(out, tangent) if out.is_floating_point() or out.is_complex() else out
     return tuple(Pair(a, b) for a, b in zip(out, tangent, strict=True))
 
 
+def viewed(func: Any, x: Any, *shape: Any) -> Any:
+    """Another shape of the value's memory; the tangent's may lie otherwise."""
+    if not isinstance(x, Pair) or isinstance(shape[0], torch.dtype):
+        return by_forward_mode(func, x, *shape)
+    out = func(x._paired_value, *shape)
+    with torch.no_grad():
+        return Pair(out, x._paired_tangent.reshape(out.shape))
+
+
 def padded(func: Any, x: Pair, pad: Any, mode: str = "constant", value: Any = None) -> Any:
     """Padding by a constant is affine."""
     with torch.no_grad():
-        tangent = func(x.tangent, pad, mode) if mode != "constant" else func(x.tangent, pad)
-    return Pair(func(x.value, pad, mode, value), tangent)
+        tangent = func(x._paired_tangent, pad, mode) if mode != "constant" else func(x._paired_tangent, pad)
+    return Pair(func(x._paired_value, pad, mode, value), tangent)
 
 
 def indexed(func: Any, x: Any, index: Any) -> Any:
@@ -204,8 +215,8 @@ def indexed(func: Any, x: Any, index: Any) -> Any:
     if not isinstance(x, Pair):
         return x[index]
     with torch.no_grad():
-        tangent = x.tangent[index]
-    return Pair(x.value[index], tangent)
+        tangent = x._paired_tangent[index]
+    return Pair(x._paired_value[index], tangent)
 
 
 def joined(func: Any, parts: Any, *args: Any, **kwargs: Any) -> Any:
@@ -238,15 +249,15 @@ def added(sign: int) -> Any:
 def added_reversed(func: Any, x: Pair, y: Any) -> Any:
     """y - x of a number or a tensor y."""
     with torch.no_grad():
-        tangent = -x.tangent
-    return pair(func(x.value, y), tangent)
+        tangent = -x._paired_tangent
+    return pair(func(x._paired_value, y), tangent)
 
 
 def divided_reversed(func: Any, x: Pair, y: Any) -> Any:
     """q = y / x of a number or a tensor y: -q x' / x."""
-    out = func(x.value, y)
+    out = func(x._paired_value, y)
     with torch.no_grad():
-        tangent = -(out.detach() * x.tangent) / still(x)
+        tangent = -(out.detach() * x._paired_tangent) / still(x)
     return pair(out, tangent)
 
 
@@ -291,9 +302,9 @@ def power(func: Any, x: Any, e: Any) -> Any:
     """x^e at a number e."""
     if isinstance(e, Tensor | Pair) or not isinstance(x, Pair) or e == 0:
         return by_forward_mode(func, x, e)
-    out = func(x.value, e)
+    out = func(x._paired_value, e)
     with torch.no_grad():
-        tangent = x.tangent * (e * still(x) ** (e - 1))
+        tangent = x._paired_tangent * (e * still(x) ** (e - 1))
     return Pair(out, tangent)
 
 
@@ -329,10 +340,10 @@ def convolved(func: Any, x: Any, w: Any, bias: Any = None, *args: Any, **kwargs:
     """w * x + b."""
     if d(w) is not None or d(bias) is not None:
         return by_forward_mode(func, x, w, bias, *args, **kwargs)
-    out = func(x.value, w, bias, *args, **kwargs)
+    out = func(x._paired_value, w, bias, *args, **kwargs)
     low = product_dtype(out.dtype)
     with torch.no_grad():
-        tangent = func(_as(x.tangent, low), _as(still(w), low), None, *args, **kwargs)
+        tangent = func(_as(x._paired_tangent, low), _as(still(w), low), None, *args, **kwargs)
     return Pair(out, tangent)
 
 
@@ -357,27 +368,32 @@ def symmetric(kernel: Callable[..., Any], names: tuple[str, ...] = (), real: boo
     def rule(func: Any, x: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
         if inplace or not isinstance(x, Pair):
             return refused(func)
-        if real and x.value.is_complex():
+        if (place := _INPLACE_AT.get(func)) is not None and len(args) >= place:
+            args = (*args[: place - 1], *args[place:])
+        if real and x._paired_value.is_complex():
             return by_forward_mode(func, x, *args, **kwargs)
-        out = func(x.value, *args, **kwargs)
+        out = func(x._paired_value, *args, **kwargs)
         options = list(args)[: len(names)] if names else list(args)
         for i in range(len(options), len(names)):
             options.append(kwargs.get(names[i], defaults[i]))
         named = {key: value for key, value in kwargs.items() if key not in names}
         with torch.no_grad():
-            tangent = kernel(x.tangent, x.value.detach(), out.detach(), *options, **named)
+            tangent = kernel(x._paired_tangent, x._paired_value.detach(), out.detach(), *options, **named)
         return Pair(out, tangent)
 
     return rule
 
 
-def softmax(func: Any, x: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+def softmax(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """J = diag(y) - y y^T."""
-    if dtype is not None or dim is None:
-        return by_forward_mode(func, x, dim, dtype=dtype)
-    out = torch.softmax(x.value, dim)
+    dim = args[0] if args else kwargs.get("dim")
+    # A second argument is a dtype, but of F.softmax, which its module calls, how deep in the stack to warn.
+    several = len(args) > (2 if func is F.softmax else 1)
+    if dim is None or several or kwargs.get("dtype") is not None:
+        return by_forward_mode(func, x, *args, **kwargs)
+    out = torch.softmax(x._paired_value, dim)
     with torch.no_grad():
-        tangent = aten._softmax_backward_data(x.tangent, out.detach(), dim, out.dtype)
+        tangent = aten._softmax_backward_data(x._paired_tangent, out.detach(), dim, out.dtype)
     return Pair(out, tangent)
 
 
@@ -388,10 +404,18 @@ def layer_norm(
     if d(weight) is not None or d(bias) is not None:
         return by_forward_mode(func, x, shape, weight, bias, eps)
     shape = list(shape)
-    out, mean, rstd = torch.native_layer_norm(x.value, shape, weight, bias, eps)
+    out, mean, rstd = torch.native_layer_norm(x._paired_value, shape, weight, bias, eps)
     with torch.no_grad():
         tangent = normalised(
-            aten.native_layer_norm_backward, weight, x.tangent, x.value.detach(), shape, mean, rstd, None, None
+            aten.native_layer_norm_backward,
+            weight,
+            x._paired_tangent,
+            x._paired_value.detach(),
+            shape,
+            mean,
+            rstd,
+            None,
+            None,
         )
         if weight is not None:
             tangent = _scaled(tangent, weight.detach())
@@ -404,28 +428,56 @@ def group_norm(
     """Symmetric in a group."""
     if d(weight) is not None or d(bias) is not None:
         return by_forward_mode(func, x, groups, weight, bias, eps)
-    batch, channels = x.value.shape[:2]
-    places = math.prod(x.value.shape[2:])
-    value = x.value.contiguous()
+    batch, channels = x._paired_value.shape[:2]
+    places = math.prod(x._paired_value.shape[2:])
+    value = x._paired_value.contiguous()
     out, mean, rstd = torch.native_group_norm(value, weight, bias, batch, channels, places, groups, eps)
     with torch.no_grad():
         tangent = normalised(
-            aten.native_group_norm_backward, weight, x.tangent, value.detach(), mean, rstd, None, batch, channels,
-            places, groups,
+            aten.native_group_norm_backward, weight, x._paired_tangent, value.detach(), mean, rstd, None, batch,
+            channels, places, groups,
         )  # fmt: skip
         if weight is not None:
             tangent = _scaled(tangent, weight.detach().view(1, channels, *[1] * (tangent.dim() - 2)))
     return Pair(out, tangent)
 
 
+def batch_norm(
+    func: Any, x: Any, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: Any = 0.1, eps: float = 1e-5,
+) -> Any:  # fmt: skip
+    """Symmetric in the batch and the places of a channel; with running statistics, diagonal."""
+    if d(weight) is not None or d(bias) is not None:
+        return by_forward_mode(func, x, mean, var, weight, bias, training, momentum, eps)
+    momentum = 0.0 if momentum is None else momentum
+    out, mean_, invstd = torch.native_batch_norm(x._paired_value, weight, bias, mean, var, training, momentum, eps)
+    with torch.no_grad():
+        tangent = normalised(
+            aten.native_batch_norm_backward, weight, x._paired_tangent, still(x), None, mean, var, mean_, invstd,
+            training, eps,
+        )  # fmt: skip
+        if weight is not None:
+            tangent = _scaled(tangent, weight.detach().view(1, -1, *[1] * (tangent.dim() - 2)))
+    return Pair(out, tangent)
+
+
+def masked(func: Any, x: Any, mask: Any, value: Any) -> Any:
+    """Numbers put in some places: no tangent there."""
+    if not isinstance(x, Pair) or isinstance(value, Pair):
+        return by_forward_mode(func, x, mask, value)
+    with torch.no_grad():
+        tangent = x._paired_tangent.masked_fill(mask, 0)
+    return pair(func(x._paired_value, mask, value), tangent)
+
+
 def dropout(func: Any, x: Pair, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     """One mask for both, over elements or whole channels."""
     if not training or p == 0:
         return x
-    mask = func(torch.ones_like(x.value), p, True)
+    mask = func(torch.ones_like(x._paired_value), p, True)
     with torch.no_grad():
-        tangent = x.tangent * mask
-    return Pair(x.value * mask, tangent)
+        tangent = x._paired_tangent * mask
+    return Pair(x._paired_value * mask, tangent)
 
 
 def attention(
@@ -531,8 +583,8 @@ def from_library(func: Any, *args: Any, **kwargs: Any) -> Any:
             return refused(func)
     value = func(*value_of(args), **{key: value_of(x) for key, x in kwargs.items()})
     fixed, fixed_named = [still(x) for x in args], {key: still(x) for key, x in kwargs.items()}
-    moving = [(at, x.tangent) for at, x in zip(fixed, args, strict=False) if isinstance(x, Pair)]
-    moving += [(fixed_named[key], x.tangent) for key, x in kwargs.items() if isinstance(x, Pair)]
+    moving = [(at, x._paired_tangent) for at, x in zip(fixed, args, strict=False) if isinstance(x, Pair)]
+    moving += [(fixed_named[key], x._paired_tangent) for key, x in kwargs.items() if isinstance(x, Pair)]
 
     def tangent_of(x: Any) -> Any:
         for at, along in moving:
@@ -547,32 +599,38 @@ def from_library(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
     """One operation by ``torch.func.jvp``; its value is computed twice, which the compiler merges."""
-    if "out" in kwargs or kwargs.get("inplace"):
-        return refused(func)
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket) and not _of_torch(func):
         return from_library(func, *args, **kwargs)
-    moving = [x for x in (*args, *kwargs.values()) if isinstance(x, Pair)]
+    moving = [*_pairs_in(args), *_pairs_in(tuple(kwargs.values()))]
     if not moving:
         return refused(func)
     value = func(*value_of(args), **{key: value_of(x) for key, x in kwargs.items()})
-    fixed = [still(x) for x in args]
-    fixed_named = {key: still(x) for key, x in kwargs.items()}
-    places = [i for i, x in enumerate(args) if isinstance(x, Pair)]
-    names = [key for key, x in kwargs.items() if isinstance(x, Pair)]
 
     def of_moving(*values: Tensor) -> Any:
-        now, named = list(fixed), dict(fixed_named)
-        for i, x in zip(places, values, strict=False):
-            now[i] = x
-        named.update(zip(names, values[len(places) :], strict=False))
-        return func(*now, **named)
+        left = list(values)
+        now = _filled(args, left)
+        return func(*now, **{key: _filled(x, left) for key, x in kwargs.items()})
 
-    at, along = tuple(x.value.detach() for x in moving), tuple(x.tangent for x in moving)
+    at, along = tuple(x._paired_value.detach() for x in moving), tuple(x._paired_tangent for x in moving)
     with torch.no_grad():
         tangents: Any = torch.func.jvp(of_moving, at, along)[1]
     if isinstance(value, Tensor):
         return _if_floating(value, tangents)
     return tuple(_if_floating(a, b) for a, b in zip(value, tangents, strict=True))
+
+
+def _pairs_in(x: Any) -> list[Any]:
+    """The pairs of an argument, of lists and tuples too, in order."""
+    if isinstance(x, Pair):
+        return [x]
+    return [found for part in x for found in _pairs_in(part)] if type(x) in (tuple, list) else []
+
+
+def _filled(x: Any, values: list[Tensor]) -> Any:
+    """The argument without its graph, the first of ``values`` in place of each pair."""
+    if isinstance(x, Pair):
+        return values.pop(0)
+    return type(x)([_filled(part, values) for part in x]) if type(x) in (tuple, list) else still(x)
 
 
 def _of_torch(func: Any) -> bool:
@@ -615,7 +673,7 @@ _NUMBERS = "item tolist numpy __float__ __int__ __setitem__"
 # Functions that draw random numbers: always, or in what way is not known.
 _RANDOM_NAMES = """native_dropout _fused_dropout fractional_max_pool2d fractional_max_pool3d
 fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices gumbel_softmax bernoulli poisson multinomial
-normal binomial multi_head_attention_forward lstm gru rnn_tanh rnn_relu"""
+normal binomial svd_lowrank pca_lowrank multi_head_attention_forward lstm gru rnn_tanh rnn_relu"""
 # Functions of the table's diagonal group, with the names of their options in the kernel's order.
 _ELEMENTWISE = {
     "leaky_relu": ("negative_slope",), "softplus": ("beta", "threshold"), "elu": ("alpha",),
@@ -650,6 +708,10 @@ _define(group_norm, "group_norm")
 _define(dropout, "dropout dropout1d dropout2d dropout3d feature_dropout")
 _define(random, _RANDOM_NAMES)
 _define(random_in_training, "alpha_dropout feature_alpha_dropout rrelu")
+_define(viewed, "view")
+_define(masked, "masked_fill")
+_define(batch_norm, "batch_norm")
+_define(refused, "linear_cross_entropy")  # of which a part is an operation of a library
 _define(attention, "scaled_dot_product_attention")
 
 
@@ -684,6 +746,13 @@ for _name, _plain_function, _rule in (
     ("__rsub__", lambda x, y: y - x, added_reversed),
     ("__rtruediv__", lambda x, y: y / x, divided_reversed),
     ("__rpow__", lambda x, y: y**x, by_forward_mode),
+    ("__mod__", lambda x, y: x % y, by_forward_mode),
+    ("__rmod__", lambda x, y: y % x, by_forward_mode),
+    ("__floordiv__", lambda x, y: x // y, constant),
+    ("__rfloordiv__", lambda x, y: y // x, constant),
+    ("__abs__", torch.abs, by_forward_mode),
+    ("__pos__", torch.positive, linear),
+    ("__reversed__", lambda x: x.flip(0), linear),
     ("__pow__", torch.pow, power),
 ):
     setattr(Pair, _name, _through(_plain_function, _rule))
@@ -694,3 +763,7 @@ for _name in _COMPARISONS.split():  # which every object has
     setattr(Pair, _name, _method(_name))
 for _name in _WRITES.split():
     setattr(Pair, _name, Pair._refuse)
+# What else a tensor has of Python's protocols: code may ask whether it is there, and is refused when it calls it.
+for _name in dir(Tensor):
+    if _name.startswith("__") and callable(getattr(Tensor, _name)) and not hasattr(Pair, _name):
+        setattr(Pair, _name, Pair._refuse)

@@ -9,7 +9,9 @@ from types import CodeType
 from typing import Any, get_args
 
 import torch
+from torch._dynamo import config
 from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.variables import functions
 from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
 from torch._dynamo.variables.builtin import BuiltinVariable
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
@@ -19,21 +21,24 @@ from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
 def types_as_of_values(pair: type) -> None:
     """In traces, answer ``isinstance(x, torch.Tensor)``, ``torch.is_tensor(x)``, ``type(x)`` of a pair as of its value.
 
-    Code that tells tensors from numbers by them would otherwise take the other way without a word.
+    ``x.__class__`` and ``tree_map_only(torch.Tensor, ...)`` too. Code that tells tensors from numbers by them would
+    otherwise take the other way without a word.
 
     Args:
-        pair: The class; its instances have their tensor in ``value``.
+        pair: The class; its instances have their tensor in ``_paired_value``.
 
     """
     of_class, handlers = BuiltinVariable.call_isinstance, TorchInGraphFunctionVariable._get_handlers()
-    of_type = BuiltinVariable.call_type
+    of_type, attribute = BuiltinVariable.call_type, UserDefinedObjectVariable.var_getattr
+    tree: Any = getattr(functions, "TreeMapOnlyFunctionVariable", None)  # not in earlier torch
+    of_tree = getattr(tree, "_matches_allowed_type", None)
     of_tensor = handlers[torch.is_tensor]
 
     def value_in(tx: Any, x: Any) -> Any:
         is_pair = isinstance(x, UserDefinedObjectVariable) and x.python_type() is pair
         # While it is being made it has no value yet.
-        is_made = is_pair and tx.output.side_effects.has_pending_mutation_of_attr(x, "value")
-        return x.var_getattr(tx, "value") if is_made else x
+        is_made = is_pair and tx.output.side_effects.has_pending_mutation_of_attr(x, "_paired_value")
+        return x.var_getattr(tx, "_paired_value") if is_made else x
 
     def call_isinstance(self: Any, tx: Any, x: Any, kind: Any) -> Any:
         return of_class(self, tx, x if _names(kind, pair) else value_in(tx, x), kind)
@@ -44,6 +49,18 @@ def types_as_of_values(pair: type) -> None:
     def call_type(self: Any, tx: Any, x: Any, *more: Any, **options: Any) -> Any:
         return of_type(self, tx, value_in(tx, x), *more, **options)
 
+    def var_getattr(self: Any, tx: Any, name: str) -> Any:
+        value = value_in(tx, self) if name == "__class__" else self
+        return attribute(self, tx, name) if value is self else call_type(BuiltinVariable(type), tx, value)
+
+    def matches(self: Any, node: Any) -> bool:
+        if isinstance(node, UserDefinedObjectVariable) and node.python_type() is pair:
+            return any(issubclass(torch.Tensor, kind) for kind in self.allowed_types)
+        return bool(of_tree and of_tree(self, node))
+
+    UserDefinedObjectVariable.var_getattr = var_getattr  # type: ignore[method-assign]
+    if tree is not None:
+        tree._matches_allowed_type = matches
     BuiltinVariable.call_type = call_type  # type: ignore[method-assign, assignment]
     BuiltinVariable.call_isinstance = call_isinstance  # type: ignore[method-assign, assignment]
     handlers[torch.is_tensor] = is_tensor
@@ -62,6 +79,20 @@ def leaves_behind(kind: type) -> bool:
     return any(
         isinstance(x, UserDefinedObjectVariable) and x.python_type() is kind for x in effects.id_to_variable.values()
     )
+
+
+class guarded_hooks:
+    """Context in which what Dynamo compiles is compiled anew when a module that it has seen gets a hook.
+
+    Torch leaves these guards out, to save microseconds.
+    """
+
+    def __enter__(self) -> None:
+        self.before = config.skip_nnmodule_hook_guards
+        config.skip_nnmodule_hook_guards = False
+
+    def __exit__(self, *error: object) -> None:
+        config.skip_nnmodule_hook_guards = self.before
 
 
 def changes_objects() -> bool:

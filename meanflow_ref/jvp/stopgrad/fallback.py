@@ -36,6 +36,13 @@ def forward_mode(d: TangentOf, op: Op, args: tuple[object, ...], kwargs: dict[st
             _register(op),
         )
 
+    if "as_strided" in op.name() and not all(x.is_contiguous() for x in args if isinstance(x, Tensor)):
+        raise ForwardADError(
+            f"the network uses {op} of a tensor that is not contiguous; tangents are laid out otherwise.",
+            "a contiguous tensor",
+            "x.contiguous(), or indexing",
+        )
+
     def dual(x: object) -> object:
         if not isinstance(x, Tensor):
             return x
@@ -73,12 +80,15 @@ def forward_mode(d: TangentOf, op: Op, args: tuple[object, ...], kwargs: dict[st
             _register(op),
         ) from error
 
-    if op.namespace not in ("aten", "prims") and all(x is None for x in pytree.tree_leaves(tangents)):
-        # PyTorch drops tangents without a word at an operation of a library that registered no derivative.
+    if all(x is None for x in pytree.tree_leaves(tangents)):
+        # PyTorch drops tangents without a word: at an operation of a library that registered no derivative, in an
+        # argument that it has no formula for (the target of a loss), at what inference mode leaves undivided.
+        inference = torch.is_inference_mode_enabled()
         raise ForwardADError(
-            f"the network uses {op}, which has no rule and no forward-mode derivative.",
+            f"the network uses {op}{' under torch.inference_mode' * inference}, which has no rule, and no forward-mode "
+            "derivative for what moves.",
             "operations with a rule or a forward-mode derivative",
-            _register(op),
+            "torch.no_grad in place of torch.inference_mode" if inference else _register(op),
         )
     return tangents
 

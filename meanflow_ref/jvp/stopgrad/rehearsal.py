@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +35,7 @@ class State:
         self._write(self._generators)
         with torch.no_grad():
             for x, value in self._tensors:
-                if not torch.equal(x, value):  # a write that is not needed would spoil graphs that saved the tensor
+                if not _same(x, value):  # a write that is not needed would spoil graphs that saved the tensor
                     x.copy_(value)
         for reference, name, buffer in self._buffers:
             if (module := reference()) is not None:
@@ -51,25 +50,15 @@ class State:
             getattr(torch, device.type).set_rng_state(state, device)
 
 
-class Hooks:
-    """How many hooks a network's modules have, and all modules."""
+def _same(x: Tensor, y: Tensor) -> bool:
+    """Whether all numbers are equal; a nan is itself."""
+    return torch.equal(x, y) or bool(((x == y) | (x != x) & (y != y)).all())  # noqa: PLR0124
 
-    _names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-    def __init__(self, owner: Any) -> None:
-        modules = owner.modules() if isinstance(owner, nn.Module) else ()
-        tables = [getattr(module, name) for module in modules for name in self._names]
-        tables += [getattr(nn.modules.module, f"_global{name}") for name in self._names]
-        # A table holds hooks, and hooks may hold the network.
-        self._tables = [weakref.ref(table) for table in tables if isinstance(table, OrderedDict)]
-        self._counts = self._count()
-
-    def changed(self) -> bool:
-        """Whether there are others than at first."""
-        return self._count() != self._counts
-
-    def _count(self) -> list[int]:
-        return [len(table() or ()) for table in self._tables]
+def hooks_of_all_modules() -> list[tuple[int, ...]]:
+    """Which hooks are registered for every module, by kind."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [tuple(getattr(nn.modules.module, f"_global{name}")) for name in names]
 
 
 class Modes:

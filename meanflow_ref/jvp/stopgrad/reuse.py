@@ -72,7 +72,7 @@ def reuse_memory(graph: fx.Graph, *, grad_enabled: bool) -> int:
 
 def _may_overwrite(node: fx.Node, unseen: set[fx.Node]) -> bool:
     """Whether the first operand is new memory, read here alone, and as large as the result."""
-    first = node.args[0]
+    first = node.args[0] if node.args and "out" not in node.kwargs else None
     return isinstance(first, fx.Node) and len(first.users) == 1 and _is_new(first, unseen) and _alike(first, node)
 
 

@@ -8,11 +8,13 @@ A rule that meets a case it was not written for returns ``NotImplemented``, and 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
 
 from meanflow_ref.jvp.stopgrad.attention import FUSED, attention_rule
 from meanflow_ref.jvp.stopgrad.products import bilinear
@@ -316,7 +318,7 @@ def batch_norm_without_statistics(
 # Piecewise constant, integer or Boolean, drawn at random, or made from a shape. `detach` is the stop-gradient, in
 # forward as in reverse mode (`.data` arrives as the same operation).
 CONSTANT = """
-detach eq ne lt gt le ge isnan isinf isfinite isposinf isneginf logical_and logical_or logical_not logical_xor signbit
+eq ne lt gt le ge isnan isinf isfinite isposinf isneginf logical_and logical_or logical_not logical_xor signbit
 argmax argmin argsort any all bucketize searchsorted floor ceil round trunc sign floor_divide count_nonzero nonzero
 zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full
 new_empty_strided bernoulli is_same_size equal allclose sym_size sym_stride sym_numel sym_storage_offset is_nonzero
@@ -325,6 +327,24 @@ new_empty_strided bernoulli is_same_size equal allclose sym_size sym_stride sym_
 
 def constant(d: TangentOf, op: Op, out: Any, *args: Any, **kwargs: Any) -> None:
     """No tangent."""
+
+
+def detached(d: TangentOf, op: Op, out: Tensor, x: Tensor) -> Tensor | None:
+    """No tangent; x' where autograd is off anyway, so that it says nothing of the derivative."""
+    return d(x) if in_function() else None
+
+
+def in_function() -> bool:
+    """Whether the forward of an ``autograd.Function`` runs, for which torch switches forward mode off.
+
+    A checkpoint's does not count: what runs in it is the network.
+    """
+    if torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled():
+        return False
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+        frame = frame.f_back
+    return frame is None
 
 
 # ================================================================ the table itself
@@ -351,6 +371,7 @@ define("native_layer_norm", layer_norm)
 define("native_group_norm", group_norm)
 define("native_batch_norm cudnn_batch_norm", batch_norm)
 define(CONSTANT, constant)
+define("detach", detached)
 define(FUSED, attention_rule)
 RULES[aten.view.dtype] = reinterpreted
 RULES[aten._native_batch_norm_legit.no_stats] = batch_norm_without_statistics

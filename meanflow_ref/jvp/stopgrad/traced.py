@@ -7,8 +7,10 @@ kernels, and u, are those of eager code. Recording takes a second or a few, agai
 
 A recording is rehearsed before it counts: it must agree with the dispatch form at the first call's inputs. Random
 numbers, and tensors that the network writes, are set back; what it counts in Python sees four calls. A rehearsal is no
-proof: an error that is zero, or below rounding, at those inputs is not seen. Dynamo guards what the network read, and
-here its hooks are too, but no method that is given to a class later.
+proof: an error that is zero, or below rounding, at those inputs is not seen. Dynamo guards what the network read, its
+hooks included, but not all of Python: a method or an attribute that is given to a class later, the order of a dict, the
+environment, what ``functools.lru_cache`` holds. While a network is recorded no other thread may run it: parameters that
+are all zero are not, for that moment.
 
 Where only the first rows move, the network is recorded with all rows and with those, and made one of both
 (:mod:`meanflow_ref.jvp.stopgrad.first_rows`).
@@ -20,6 +22,7 @@ wrapper) or that differ run in the dispatch form, which is said once.
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -36,7 +39,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from meanflow_ref._typing import TensorFunction
 from meanflow_ref.jvp._moving import moving_part
 from meanflow_ref.jvp.stopgrad.front import recorded, require_plain, stopgrad_jvp, stopgrad_jvp_of_rows
-from meanflow_ref.jvp.stopgrad.rehearsal import Hooks, Modes, State, distance, tolerance, zeros_replaced
+from meanflow_ref.jvp.stopgrad.rehearsal import Modes, State, distance, hooks_of_all_modules, tolerance, zeros_replaced
 from meanflow_ref.jvp.stopgrad.reuse import reuse_memory, writes
 
 _Jvp: TypeAlias = Callable[..., tuple[Tensor, ...]]
@@ -70,9 +73,10 @@ class _Recording:
         self.later, self._attempts = False, _ATTEMPTS
         self.refused = "a distributed wrapper's hooks are not recorded" if _distributed(owner) else ""
         self._owner = weakref.ref(owner)
-        self._hooks = Hooks(owner)
+        self._hooks = hooks_of_all_modules()
         self._before: State | None = None
         self._replaying = False
+        self._lock = threading.RLock()
         self._jvp = self._compiled()
 
     def _compiled(self) -> _Jvp:
@@ -93,6 +97,8 @@ class _Recording:
         if any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes):
             # Of a checkpoint the tangent would be computed in the backward pass again.
             raise _NotRecorded("it checkpoints activations, or has other parts that are graphs of their own.")
+        if any("inference_mode" in getattr(node.target, "__name__", "") for node in graph.graph.nodes):
+            raise _NotRecorded("it enters torch.inference_mode.")
         if _writes_parameters(graph.graph, inputs):
             raise _NotRecorded("it writes into a parameter.")
         if self._of_rows:
@@ -128,8 +134,12 @@ class _Recording:
             _NotRecorded: With Dynamo's reason, or if the dispatch form does not agree with what was recorded.
 
         """
-        if self._hooks.changed():  # Dynamo does not guard them
-            self._jvp, self._hooks = self._compiled(), Hooks(self._owner())
+        with self._lock:
+            return self._call(fn, primals, tangents, moving)
+
+    def _call(self, fn: TensorFunction, primals: Any, tangents: Any, moving: int) -> tuple[Tensor, Tensor]:
+        if self._hooks != (hooks := hooks_of_all_modules()):  # which Dynamo does not guard
+            self._jvp, self._hooks = self._compiled(), hooks
         new = self.later = False
         try:
             for _ in range(_ATTEMPTS):
@@ -169,16 +179,19 @@ class _Recording:
         return stopgrad_jvp(fn, primals, tangents)
 
     def _run(self, fn: TensorFunction, primals: Any, tangents: Any, moving: int) -> tuple[Tensor, Tensor]:
+        from meanflow_ref.jvp.stopgrad.dynamo import guarded_hooks
+
         self._replaying = False
         try:
-            if not self._of_rows:
-                u, du_dt = self._jvp(fn, primals, tangents)
-                return u, du_dt
-            # Of each argument an object of its own: of two that are one, Dynamo would record one.
-            primals = tuple(x.view_as(x) for x in primals)
-            tangents = tuple(None if d is None else d.detach() for d in tangents)
-            u, _, _, first = self._jvp(fn, primals, tangents, _first(primals, moving), _first(tangents, moving))
-            return u, torch.cat([first, first.new_zeros(u.shape[0] - moving, *u.shape[1:])])
+            with guarded_hooks():
+                if not self._of_rows:
+                    u, du_dt = self._jvp(fn, primals, tangents)
+                    return u, du_dt
+                # Of each argument an object of its own: of two that are one, Dynamo would record one.
+                primals = tuple(x.view_as(x) for x in primals)
+                tangents = tuple(None if d is None else d.detach() for d in tangents)
+                u, _, _, first = self._jvp(fn, primals, tangents, _first(primals, moving), _first(tangents, moving))
+                return u, torch.cat([first, first.new_zeros(u.shape[0] - moving, *u.shape[1:])])
         except Exception as error:
             if self._replaying:
                 raise

@@ -384,6 +384,12 @@ def test_what_is_left_of_two_halves() -> None:
     assert "narrow" in after
 
 
+def test_results_of_several_tensors_are_computed_once() -> None:
+    """A norm's statistics, which u does not read, are the whole batch's first."""
+    _, graph = merge(lambda z, r, t: F.layer_norm(z, (WIDTH,)) * t[:, None])
+    assert names(graph).count("native_layer_norm") == 1
+
+
 @pytest.mark.parametrize(
     ("fn", "reason"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,13 +28,34 @@ def data() -> tuple[Tensor, Tensor]:
     return x, d
 
 
+class ByNumpy(torch.autograd.Function):
+    """Squares, outside torch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.from_numpy(x.detach().numpy() ** 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope: Tensor = 2 * x * grad[0]
+        return slope
+
+
+def in_inference_mode(a: Tensor) -> Tensor:
+    with torch.inference_mode():
+        b = torch.einsum("ij,kj->ik", a, torch.ones(6, 6, dtype=a.dtype))
+    return b.clone() + a
+
+
 class Opaque(torch.autograd.Function):
     """A kernel that torch's dispatcher does not see, as a Triton or CUDA launch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         out = torch.empty_like(x)
-        out.numpy()[...] = np.sin(x.detach().numpy())
+        out.numpy()[...] = np.sin((ctypes.c_double * x.numel()).from_address(x.data_ptr())).reshape(x.shape)
         ctx.save_for_backward(x)
         return out
 
@@ -80,6 +102,22 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception], str]] = {
     "numpy": (lambda a: a + torch.from_numpy(a.numpy() ** 2), TangentError, r"numpy"),
     "an array": (lambda a: a + torch.from_numpy(np.sin(np.asarray(a))), TangentError, r"numpy|array"),
     "an unseen kernel": (lambda a: Opaque.apply(a * 1) * 2 + a, TangentError, r"allocated empty .*register_rule"),  # type: ignore[no-untyped-call]
+    "numpy inside a function": (
+        lambda a: ByNumpy.apply(a) + a,  # type: ignore[no-untyped-call]
+        TangentError,
+        "numpy.*forward of this autograd.Function",
+    ),
+    "inference mode": (in_inference_mode, ForwardADError, r"einsum.* under torch\.inference_mode.*no_grad"),
+    "no formula for this argument": (
+        lambda a: torch.ones_like(a).scatter_reduce(0, torch.zeros(4, 6, dtype=torch.int64), a, "prod") * a,
+        ForwardADError,
+        r"scatter_reduce.*no forward-mode derivative for what moves.*register_rule",
+    ),
+    "strides by hand": (
+        lambda a: torch.as_strided_copy(a.t().contiguous().t(), (2, 2), (1, 2)),
+        ForwardADError,
+        r"as_strided_copy.*not contiguous",
+    ),
     "memory exchanged": (swap_memory, TangentError, r"memory"),
     "memory shared by hand": (set_memory, TangentError, r"aten\.set_"),
     "memory resized": (resized, TangentError, r"aten\.resize_"),
@@ -107,6 +145,20 @@ def test_refused(name: str) -> None:
     assert torch._C._len_torch_dispatch_stack() == 0
     _, du_dt = stopgrad_jvp(torch.sin, (x,), (d,))
     torch.testing.assert_close(du_dt, torch.cos(x) * d, rtol=1e-15, atol=1e-15)
+
+
+def test_a_transform_inside_that_saves_tensors() -> None:
+    x, d = data()
+
+    def force(a: Tensor) -> Tensor:
+        out: Tensor = torch.func.grad(lambda x: x.pow(3).sum())(a)
+        return out
+
+    with pytest.raises(TangentError, match=r'(?s)transform inside.*torch\.autograd\.grad.*jvp="func"'):
+        stopgrad_jvp(force, (x,), (d,))
+    with torch.no_grad():
+        _, du_dt = stopgrad_jvp(force, (x,), (d,))
+    torch.testing.assert_close(du_dt, 6 * x * d, rtol=1e-14, atol=1e-14)
 
 
 def test_the_module_is_named() -> None:

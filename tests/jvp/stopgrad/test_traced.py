@@ -134,6 +134,12 @@ def without_graph(_: Net, x: Tensor) -> Tensor:
     return y * x
 
 
+def in_inference_mode(_: Net, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        y = x.sin()
+    return y.clone() * x
+
+
 def attention(_: Net, x: Tensor) -> Tensor:
     q = x.reshape(-1, 1, 3, 2)
     return F.scaled_dot_product_attention(q, 2 * q, q + 1).reshape(x.shape)
@@ -160,6 +166,7 @@ NOT_RECORDED: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "random numbers of unknown use": lambda net, x: F.alpha_dropout(x, 0.5, net.training) * x,
     "activations kept": keeps,
     "activations checkpointed": checkpointed,
+    "inference mode": in_inference_mode,
     "a graph break": lambda _, x: (torch._dynamo.graph_break(), x * x)[1],
 }
 
@@ -324,6 +331,26 @@ def data_counts(net: Net, x: Tensor) -> Tensor:
     return x * net.seen
 
 
+def test_a_place_for_the_result_under_no_grad() -> None:
+    """Memory that the network names is written by name, and not where a tangent was."""
+    weight, place = torch.arange(1.0, WIDTH + 1, dtype=F64), torch.zeros(WIDTH, dtype=F64)
+    net = Net(lambda _, x: x * torch.add(weight * 2, 1.0, out=place))
+    with torch.no_grad():
+        for x, y in zip(TRACED(net, *inputs()), stopgrad_jvp(net, *inputs()), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-14)
+    assert not why_untraced(net)
+
+
+def test_a_state_that_is_no_number_stays() -> None:
+    """Expanded, so that nothing could be written back."""
+    net, ((z, r, t), (v, _, one)) = Net(lambda _, x: x * x), inputs()
+    nan = torch.full((1, WIDTH), float("nan"), dtype=F64).expand(len(z), WIDTH)
+    with pytest.warns(UntracedWarning, match="is off by nan"):
+        u, du_dt = TRACED(net, (nan, r, t), (v, None, one))
+    assert u.isnan().all()
+    assert du_dt.isnan().all()
+
+
 def test_a_network_that_writes_its_parameters_is_not_recorded() -> None:
     def middle(net: Net, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -354,7 +381,7 @@ def doubled(_: nn.Module, gradients: Any, __: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "of all modules"])
 def test_hooks_that_come_later_are_seen(kind: str) -> None:
-    """Dynamo's guards leave them out."""
+    """Dynamo's guards leave them out by default."""
     net = Net(RECORDED["arithmetic"])
     assert_agree(net)
     if kind == "of all modules":
@@ -373,6 +400,31 @@ def test_hooks_that_come_later_are_seen(kind: str) -> None:
     finally:
         handle.remove()
     assert_agree(net)
+
+
+def a_module_with_a_hook() -> nn.Linear:
+    linear = nn.Linear(WIDTH, WIDTH, dtype=F64)
+    linear.register_forward_hook(lambda _, __, out: 3 * out)
+    return linear
+
+
+def test_hooks_of_modules_that_come_later_are_seen() -> None:
+    """Of one that takes another's place, of one that is found in a list, or by a name of the whole module."""
+    first, second, elsewhere = nn.Linear(WIDTH, WIDTH, dtype=F64), Net(RECORDED["arithmetic"]), [a_module_with_a_hook()]
+    net = Net(lambda _, x: elsewhere[0](first(x)).sin())
+    both = lambda z, r, t: net(z, r, t) + second(z, r, t)  # noqa: E731
+
+    def assert_right() -> None:
+        for x, y in zip(TRACED(both, *inputs()), stopgrad_jvp(both, *inputs()), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-14)
+
+    assert_right()
+    net.last = a_module_with_a_hook()
+    assert_right()
+    for module in (net.last, second.last, first, elsewhere[0]):
+        module.register_forward_hook(lambda _, __, out: 2 * out)
+        assert_right()
+    assert not why_untraced(net)
 
 
 def test_a_row_of_attention_that_sees_nothing_in_a_later_call() -> None:

@@ -1,0 +1,192 @@
+"""The compile form on code as people write it: attention of any layout, questions of Python, arguments by position."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
+
+from meanflow_ref.jvp.stopgrad import stopgrad_jvp
+
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def data() -> tuple[Tensor, Tensor]:
+    both = torch.randn(2, 2, 3, 6, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    return both[0], both[1]
+
+
+def compiled(fn: Callable[[Tensor], Tensor], x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = torch.compile(
+        lambda x, d: stopgrad_jvp(fn, (x,), (d,)), backend="eager", fullgraph=True
+    )(x, d)
+    return result
+
+
+def assert_right(fn: Callable[[Tensor], Tensor], tolerance: float = 1e-12) -> None:
+    """Against forward mode, which attention wants written out for."""
+    x, d = data()
+    u, du_dt = compiled(fn, x, d)
+    with sdpa_kernel(SDPBackend.MATH):
+        value, expected = jvp(fn, (x,), (d,))[:2]
+    torch.testing.assert_close(u, value, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(du_dt, expected, rtol=tolerance, atol=tolerance)
+
+
+SDPA: Any = F.scaled_dot_product_attention
+ONE = torch.randn(1, 3, 6, 4, generator=torch.Generator().manual_seed(1), dtype=F64)
+HEAD = torch.randn(2, 1, 6, 4, generator=torch.Generator().manual_seed(2), dtype=F64)
+WEIGHT = torch.randn(4, 12, generator=torch.Generator().manual_seed(3), dtype=F64)
+HALF = torch.arange(6)[:, None] >= torch.arange(6)
+
+# The kernel for the CPU reads memory as if the last dimension lay together, and looks at no size.
+ATTENTION: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels first": lambda x: SDPA(*[x.transpose(2, 3).contiguous().transpose(2, 3)] * 3),
+    "every other number": lambda x: SDPA(torch.cat([x, 2 * x], -1)[..., ::2], x, x),
+    "one number for all": lambda x: SDPA(x[..., :1].expand(-1, -1, -1, 4), x, x),
+    "values turned": lambda x: SDPA(x, x, torch.cat([x, x], 2).transpose(2, 3)[..., :6].transpose(2, 3)),
+    "chunks of one product": lambda x: SDPA(*torch.matmul(x, WEIGHT).chunk(3, -1)),
+    "heads in the middle": lambda x: SDPA(*[x.transpose(1, 2)] * 3).transpose(1, 2),
+    "one sample of keys": lambda x: SDPA(x, ONE, ONE),
+    "one sample of queries": lambda x: SDPA(ONE, x, x),
+    "one head of keys": lambda x: SDPA(x, HEAD, HEAD),
+    "one sample moves": lambda x: SDPA(x, x[:1], x[:1]),
+    "values of another width": lambda x: SDPA(x, x, torch.cat([x, x], -1)),
+    "fewer queries, causal": lambda x: SDPA(x[:, :, :4], x, x, is_causal=True),
+    "no queries": lambda x: SDPA(x[:, :, :0], x, x),
+    "a mask": lambda x: SDPA(x, x, x, attn_mask=HALF),
+    "a mask that adds and moves": lambda x: SDPA(x, x, x, attn_mask=torch.matmul(x, x.transpose(2, 3))),
+    "three dimensions": lambda x: SDPA(x[0], x[0], x[0]),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name: str) -> None:
+    assert_right(ATTENTION[name])
+
+
+def test_attention_with_a_mask_at_a_second_size() -> None:
+    """Once without a trace: forward mode of a part of the graph left something behind in torch's own cache."""
+    x, d = data()
+    step = torch.compile(
+        lambda x, d, mask: stopgrad_jvp(lambda x: SDPA(x, x, x, attn_mask=mask), (x,), (d,)),
+        backend="eager", fullgraph=True,
+    )  # fmt: skip
+    for batch in (2, 1, 2):
+        found = step(x[:batch], d[:batch], HALF)
+        for a, b in zip(found, stopgrad_jvp(lambda x: SDPA(x, x, x, attn_mask=HALF), (x[:batch],), (d[:batch],)),
+                        strict=True):  # fmt: skip
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@functools.singledispatch
+def squared(x: Any) -> Any:
+    return x.sin()
+
+
+@squared.register
+def _(x: Tensor) -> Tensor:
+    return x * x
+
+
+def if_possible(operation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def fn(x: Tensor) -> Tensor:
+        try:
+            return operation(x) * x
+        except TypeError:
+            return x.sin()
+
+    return fn
+
+
+# A pair is no tensor; code that asks goes the way of tensors all the same.
+QUESTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tree_map_only": lambda x: tree_map_only(Tensor, lambda a: a * a, {"a": x})["a"],
+    "singledispatch": squared,
+    "its class": lambda x: x * x if issubclass(x.__class__, Tensor) else x.sin(),
+    "its array": lambda x: x * x if hasattr(x, "__array__") else x.sin(),
+    "its absolute value": lambda x: abs(x) * x if hasattr(x, "__abs__") else x.sin(),
+    "contiguous as it is": lambda x: x * x if x.contiguous() is x else x.sin(),
+    "of its dtype as it is": lambda x: x * x if x.to(F64) is x else x.sin(),
+    "a name of ours": lambda x: getattr(x, "value", x) * getattr(x, "tangent", x),
+    "the remainder": if_possible(lambda x: x % 1.0),
+    "a plus": if_possible(lambda x: +x),
+    "numbers divided": if_possible(lambda x: x + 2.0 // x.detach() + x // 0.5),
+    "turned round": if_possible(lambda x: torch.stack(list(reversed(x)))),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_code_that_asks_what_it_is_given(name: str) -> None:
+    fn, (x, d) = QUESTIONS[name], data()
+    u, du_dt = compiled(fn, x, d)
+    value, expected = stopgrad_jvp(fn, (x,), (d,))
+    torch.testing.assert_close(u, value, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(du_dt, expected, rtol=1e-13, atol=1e-14)
+
+
+POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax to a dtype": lambda x: x.softmax(-1, torch.float32).double() * x,
+    "softmax of a module": nn.Softmax(2),
+    "a list of what moves": lambda x: torch.gradient(x[0, 0], spacing=[x[0, 0, :, 0].cumsum(0), x[1, 0, 0]])[0],
+    "a norm in evaluation": nn.BatchNorm2d(3, dtype=F64).eval(),
+    "a mask with a number": lambda x: x.masked_fill(HALF[:, :4], 2.0) * x,
+    "a mask with what moves": lambda x: x.masked_fill(HALF[:, :4], x[0, 0, 0, 0]),
+    "a view of a tangent laid out otherwise": lambda x: x.view(2, -1) * x.reshape(2, -1),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_arguments(name: str) -> None:
+    assert_right(POSITIONS[name], 1e-6 if "dtype" in name else 1e-12)
+
+
+def test_a_tangent_that_lies_otherwise() -> None:
+    x, d = data()
+    d = d.transpose(0, 1).contiguous().transpose(0, 1)
+    u, du_dt = compiled(POSITIONS["a view of a tangent laid out otherwise"], x, d)
+    torch.testing.assert_close(u, (x * x).view(2, -1), rtol=0, atol=0)
+    torch.testing.assert_close(du_dt, (2 * x * d).reshape(2, -1), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm(training: bool) -> None:
+    net = nn.BatchNorm2d(3, dtype=F64).train(training)
+    nn.init.normal_(net.weight, generator=torch.Generator().manual_seed(0))
+    other, (x, d) = copy.deepcopy(net), data()
+    found, wanted = compiled(net, x, d), stopgrad_jvp(other, (x,), (d,))
+    for a, b in zip((*found, *net.buffers()), (*wanted, *other.buffers()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: F.dropout(2 * x, 0.5, True, inplace=True) + x,
+        lambda x: F.dropout1d((2 * x)[0], 0.5, True, inplace=True),
+        lambda x: F.relu(2 * x, inplace=True),
+        lambda x: torch.svd_lowrank(x)[1],
+        lambda x: torch.pca_lowrank(x)[1],
+        lambda x: x * float(x.sum()),
+    ],
+)
+def test_refused_in_words(fn: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(Unsupported, match=r"under torch\.compile.*Wanted: .*What to do: "):
+        compiled(fn, *data())
