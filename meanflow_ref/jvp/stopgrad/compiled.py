@@ -52,6 +52,10 @@ class Pair:
     ndim = property(lambda self: self._paired_value.ndim)
     requires_grad = property(lambda self: self._paired_value.requires_grad)
     is_cuda = property(lambda self: self._paired_value.is_cuda)
+    is_cpu = property(lambda self: self._paired_value.is_cpu)
+    is_nested = property(lambda self: self._paired_value.is_nested)
+    is_sparse = property(lambda self: self._paired_value.is_sparse)
+    layout = property(lambda self: self._paired_value.layout)
     T = property(lambda self: Pair(self._paired_value.T, self._paired_tangent.T))
     mT = property(lambda self: Pair(self._paired_value.mT, self._paired_tangent.mT))
     data = property(lambda self: self._paired_value.detach())
@@ -530,6 +534,25 @@ def _written_out(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float, 
     return torch.matmul(scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0), v)
 
 
+# Torch's own code of it, which would hand a pair back to the table before its first line, and makes a check that Dynamo
+# cannot trace. Without a name for its module, from which Dynamo would take the names that are others here.
+_heads_of_torch = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {key: value for key, value in vars(F).items() if key != "__name__"}
+    | {
+        "has_torch_function": lambda _: False,
+        "_none_or_dtype": lambda x: None if x is None else x.dtype,
+        "_check_key_padding_mask": lambda *_: None,
+    },
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+def heads(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Projections around attention: what ``torch.nn.MultiheadAttention`` runs."""
+    return _heads_of_torch(*args, **kwargs)
+
+
 # ---------------------------------------------------------------- everything else
 
 
@@ -605,6 +628,8 @@ def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
     if not moving:
         return refused(func)
     value = func(*value_of(args), **{key: value_of(x) for key, x in kwargs.items()})
+    if not any(_differentiable(x) for x in (value if isinstance(value, tuple | list) else (value,))):
+        return value  # places, answers
 
     def of_moving(*values: Tensor) -> Any:
         left = list(values)
@@ -616,7 +641,8 @@ def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
         tangents: Any = torch.func.jvp(of_moving, at, along)[1]
     if isinstance(value, Tensor):
         return _if_floating(value, tangents)
-    return tuple(_if_floating(a, b) for a, b in zip(value, tangents, strict=True))
+    # Of torch's own kind, as that of max() with its values and indices.
+    return type(value)([_if_floating(a, b) for a, b in zip(value, tangents, strict=True)])
 
 
 def _pairs_in(x: Any) -> list[Any]:
@@ -638,8 +664,11 @@ def _of_torch(func: Any) -> bool:
 
 
 def _if_floating(value: Any, tangent: Any) -> Any:
-    differentiable = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-    return pair(value, tangent) if differentiable else value
+    return pair(value, tangent) if _differentiable(value) else value
+
+
+def _differentiable(x: Any) -> bool:
+    return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 # ---------------------------------------------------------------- the table itself
@@ -666,14 +695,14 @@ ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty
 isfinite sign floor ceil round detach all any is_same_size"""
 _LINEAR = """view reshape permute transpose swapaxes unsqueeze squeeze expand expand_as chunk split unbind flatten
 unflatten contiguous to float half bfloat16 double type repeat repeat_interleave roll flip interpolate upsample
-avg_pool2d adaptive_avg_pool2d avg_pool1d mean sum pixel_shuffle pixel_unshuffle fold unfold neg __neg__ clone
+cpu cuda avg_pool2d adaptive_avg_pool2d avg_pool1d mean sum pixel_shuffle pixel_unshuffle fold unfold neg __neg__ clone
 narrow select index_select movedim moveaxis view_as reshape_as t tensor_split diagonal tile rot90 cumsum triu tril
 broadcast_to gather hsplit vsplit type_as"""
 _NUMBERS = "item tolist numpy __float__ __int__ __setitem__"
 # Functions that draw random numbers: always, or in what way is not known.
 _RANDOM_NAMES = """native_dropout _fused_dropout fractional_max_pool2d fractional_max_pool3d
 fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices gumbel_softmax bernoulli poisson multinomial
-normal binomial svd_lowrank pca_lowrank multi_head_attention_forward lstm gru rnn_tanh rnn_relu"""
+normal binomial svd_lowrank pca_lowrank lstm gru rnn_tanh rnn_relu"""
 # Functions of the table's diagonal group, with the names of their options in the kernel's order.
 _ELEMENTWISE = {
     "leaky_relu": ("negative_slope",), "softplus": ("beta", "threshold"), "elu": ("alpha",),
@@ -712,6 +741,7 @@ _define(viewed, "view")
 _define(masked, "masked_fill")
 _define(batch_norm, "batch_norm")
 _define(refused, "linear_cross_entropy")  # of which a part is an operation of a library
+_define(heads, "multi_head_attention_forward")
 _define(attention, "scaled_dot_product_attention")
 
 
@@ -756,8 +786,9 @@ for _name, _plain_function, _rule in (
     ("__pow__", torch.pow, power),
 ):
     setattr(Pair, _name, _through(_plain_function, _rule))
-for _name in _METHODS.split():
-    if hasattr(Tensor, _name) and not hasattr(Pair, _name):
+_ALSO_FUNCTIONS = [name for name in dir(Tensor) if callable(getattr(torch, name, None))]
+for _name in (*_METHODS.split(), *_ALSO_FUNCTIONS):
+    if callable(getattr(Tensor, _name, None)) and not hasattr(Pair, _name):
         setattr(Pair, _name, _method(_name))
 for _name in _COMPARISONS.split():  # which every object has
     setattr(Pair, _name, _method(_name))

@@ -3,7 +3,8 @@
 The dispatch form looks at every operation of every call, from Python. Here the network is recorded with its tangents,
 by the rules of :mod:`meanflow_ref.jvp.stopgrad.compiled`, at the first call; later ones check Dynamo's guards (shapes,
 modes, Python values that the network read) and run the recorded operations. Nothing is generated or fused, so that the
-kernels, and u, are those of eager code. Recording takes a second or a few, again when a guard fails.
+kernels, and u, are those of eager code, but of attention with a mask or in a layout that its kernel cannot read, which
+differ by rounding. Recording takes a second or a few, again when a guard fails.
 
 A recording is rehearsed before it counts: it must agree with the dispatch form at the first call's inputs. Random
 numbers, and tensors that the network writes, are set back; what it counts in Python sees four calls. A rehearsal is no
@@ -231,7 +232,7 @@ def traced_jvp(
         tangents: Direction, each of its primal's shape and dtype, or ``None`` for zero.
 
     Returns:
-        ``u``, by the kernels of eager code, and ``du_dt``.
+        ``u``, by the kernels of eager code (but see above of attention), and ``du_dt``.
 
     Raises:
         MeanFlowError: As :func:`stopgrad_jvp`.

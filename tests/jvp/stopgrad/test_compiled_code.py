@@ -96,6 +96,57 @@ def test_attention_with_a_mask_at_a_second_size() -> None:
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
+class With(nn.Module):
+    """A function of a tensor and a module."""
+
+    def __init__(self, fn: Callable[..., Tensor], module: nn.Module) -> None:
+        super().__init__()
+        self.fn, self.module = fn, module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x, self.module)
+
+
+def heads(**options: Any) -> nn.Module:
+    return nn.MultiheadAttention(4, 2, batch_first=True, dtype=F64, **options)
+
+
+PADDED, CAUSAL = (
+    torch.arange(6) > torch.tensor([[5], [3], [4]]),
+    nn.Transformer.generate_square_subsequent_mask(6, dtype=F64),
+)
+LAYER: dict[str, Any] = {"dropout": 0.0, "batch_first": True, "dtype": F64}
+# Modules of torch around attention, on tokens of (3, 6, 4).
+HEADS: dict[str, Callable[[], nn.Module]] = {
+    "weights too": lambda: With(lambda x, m: m(x, x, x)[0] * m(x, x, x)[1].square().sum(), heads()),
+    "no weights": lambda: With(lambda x, m: m(x, x, x, need_weights=False)[0], heads()),
+    "padding": lambda: With(lambda x, m: m(x, x, x, need_weights=False, key_padding_mask=PADDED)[0], heads()),
+    "causal": lambda: With(lambda x, m: m(x, x, x, need_weights=False, attn_mask=CAUSAL, is_causal=True)[0], heads()),
+    "to others": lambda: With(lambda x, m: m(x, x.sin(), x.cos(), attn_mask=CAUSAL)[0], heads(add_zero_attn=True)),
+    "of other widths": lambda: With(lambda x, m: m(x, x[..., :2], x[..., 2:])[0], heads(kdim=2, vdim=2)),
+    "encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, **LAYER), 2),
+    "encoder, evaluation": lambda: nn.TransformerEncoderLayer(4, 2, 8, **LAYER, norm_first=True).eval(),
+    "decoder": lambda: With(lambda x, m: m(x, x.sin()), nn.TransformerDecoderLayer(4, 2, 8, **LAYER)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_transformers_of_torch(name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = HEADS[name]()
+    (x, _), (d, _) = data()
+    u, du_dt = compiled(net, x, d)
+    torch.backends.mha.set_fastpath_enabled(False)  # as inside the JVP: it has no derivative
+    try:
+        torch.testing.assert_close(u, net(x), rtol=1e-13, atol=1e-14)
+        with sdpa_kernel(SDPBackend.MATH):
+            expected = jvp(net, (x,), (d,))[1]
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    torch.testing.assert_close(du_dt, expected, rtol=1e-11, atol=1e-12)
+
+
 @functools.singledispatch
 def squared(x: Any) -> Any:
     return x.sin()
@@ -146,6 +197,9 @@ POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax to a dtype": lambda x: x.softmax(-1, torch.float32).double() * x,
     "softmax of a module": nn.Softmax(2),
     "a list of what moves": lambda x: torch.gradient(x[0, 0], spacing=[x[0, 0, :, 0].cumsum(0), x[1, 0, 0]])[0],
+    "results with names": lambda x: x.max(-1).values * x.sort(-1).values[..., 0] + x.topk(2, -1)[0][..., 1],
+    "places": lambda x: x.gather(-1, x.argsort(-1)) * torch.searchsorted(x[0, 0, 0].sort().values, x),
+    "another device, the same": lambda x: x.cpu() * x,
     "a norm in evaluation": nn.BatchNorm2d(3, dtype=F64).eval(),
     "a mask with a number": lambda x: x.masked_fill(HALF[:, :4], 2.0) * x,
     "a mask with what moves": lambda x: x.masked_fill(HALF[:, :4], x[0, 0, 0, 0]),
