@@ -197,8 +197,9 @@ def linear(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return tuple(Pair(a, b) for a, b in zip(out, tangent, strict=True))
 
 
-def viewed(func: Any, x: Any, *shape: Any) -> Any:
+def viewed(func: Any, x: Any, *shape: Any, size: Any = None) -> Any:
     """Another shape of the value's memory; the tangent's may lie otherwise."""
+    shape = shape or (size,)
     if not isinstance(x, Pair) or isinstance(shape[0], torch.dtype):
         return by_forward_mode(func, x, *shape)
     out = func(x._paired_value, *shape)
@@ -485,12 +486,12 @@ def dropout(func: Any, x: Pair, p: float = 0.5, training: bool = True, inplace: 
 
 
 def attention(
-    func: Any, q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: Any = None, enable_gqa: bool = False,
+    func: Any, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
     """The fused kernel for the value, the tangent from its logsumexp.
 
-    Without the kernel's own entry (a mask or grouped heads on this device) the logsumexp is computed beside it.
+    Without the kernel's own entry (a mask or grouped heads on this device) it is written out.
     """
     if dropout_p:
         return refuse(
@@ -499,6 +500,9 @@ def attention(
             "dropout_p=0",
             "dropout outside",
         )
+    q, k, v = query, key, value
+    if torch.is_autocast_enabled(q.device.type):  # as the function does, which is passed by
+        q, k, v = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (q, k, v))
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     q_, k_, v_ = value_of(q), value_of(k), value_of(v)
     mask = value_of(attn_mask)
@@ -510,7 +514,7 @@ def attention(
     # Nor at how the last dimension lies.
     q_, k_, v_ = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_, k_, v_))
     out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q_, k_, v_, 0.0, is_causal, scale=scale)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         tangent = attention_tangent(
             q_.detach(), k_.detach(), v_.detach(), out.detach(), lse.detach(), d(q), d(k), d(v),
             scale=factor, causal=is_causal,
@@ -631,10 +635,12 @@ def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
     if not any(_differentiable(x) for x in (value if isinstance(value, tuple | list) else (value,))):
         return value  # places, answers
 
+    fixed, fixed_named = _stilled(args), {key: _stilled(x) for key, x in kwargs.items()}
+
     def of_moving(*values: Tensor) -> Any:
         left = list(values)
-        now = _filled(args, left)
-        return func(*now, **{key: _filled(x, left) for key, x in kwargs.items()})
+        now = _filled(fixed, left)
+        return func(*now, **{key: _filled(x, left) for key, x in fixed_named.items()})
 
     at, along = tuple(x._paired_value.detach() for x in moving), tuple(x._paired_tangent for x in moving)
     with torch.no_grad():
@@ -652,11 +658,18 @@ def _pairs_in(x: Any) -> list[Any]:
     return [found for part in x for found in _pairs_in(part)] if type(x) in (tuple, list) else []
 
 
+def _stilled(x: Any) -> Any:
+    """The argument without its graph but in its pairs."""
+    if isinstance(x, Pair):
+        return x
+    return type(x)([_stilled(part) for part in x]) if type(x) in (tuple, list) else still(x)
+
+
 def _filled(x: Any, values: list[Tensor]) -> Any:
-    """The argument without its graph, the first of ``values`` in place of each pair."""
+    """The argument with the first of ``values`` in place of each pair."""
     if isinstance(x, Pair):
         return values.pop(0)
-    return type(x)([_filled(part, values) for part in x]) if type(x) in (tuple, list) else still(x)
+    return type(x)([_filled(part, values) for part in x]) if type(x) in (tuple, list) else x
 
 
 def _of_torch(func: Any) -> bool:

@@ -10,10 +10,12 @@ from typing import Any, get_args
 
 import torch
 from torch._dynamo import config
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.variables import functions
 from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
 from torch._dynamo.variables.builtin import BuiltinVariable
+from torch._dynamo.variables.misc import AutogradFunctionVariable
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
 
@@ -34,10 +36,14 @@ def types_as_of_values(pair: type) -> None:
     of_tree = getattr(tree, "_matches_allowed_type", None)
     of_tensor = handlers[torch.is_tensor]
 
+    of_function = AutogradFunctionVariable.call_apply
+
+    def is_pair(x: Any) -> bool:
+        return isinstance(x, UserDefinedObjectVariable) and x.python_type() is pair
+
     def value_in(tx: Any, x: Any) -> Any:
-        is_pair = isinstance(x, UserDefinedObjectVariable) and x.python_type() is pair
         # While it is being made it has no value yet.
-        is_made = is_pair and tx.output.side_effects.has_pending_mutation_of_attr(x, "_paired_value")
+        is_made = is_pair(x) and tx.output.side_effects.has_pending_mutation_of_attr(x, "_paired_value")
         return x.var_getattr(tx, "_paired_value") if is_made else x
 
     def call_isinstance(self: Any, tx: Any, x: Any, kind: Any) -> Any:
@@ -46,22 +52,34 @@ def types_as_of_values(pair: type) -> None:
     def is_tensor(self: Any, tx: Any, x: Any) -> Any:
         return of_tensor(self, tx, value_in(tx, x))
 
-    def call_type(self: Any, tx: Any, x: Any, *more: Any, **options: Any) -> Any:
-        return of_type(self, tx, value_in(tx, x), *more, **options)
+    # With no more arguments than theirs: Dynamo binds a call to the signature to see whether a handler fits.
+    def call_type(self: Any, tx: Any, obj: Any) -> Any:
+        return of_type(self, tx, value_in(tx, obj))
 
     def var_getattr(self: Any, tx: Any, name: str) -> Any:
         value = value_in(tx, self) if name == "__class__" else self
         return attribute(self, tx, name) if value is self else call_type(BuiltinVariable(type), tx, value)
 
     def matches(self: Any, node: Any) -> bool:
-        if isinstance(node, UserDefinedObjectVariable) and node.python_type() is pair:
+        if is_pair(node):
             return any(issubclass(torch.Tensor, kind) for kind in self.allowed_types)
         return bool(of_tree and of_tree(self, node))
 
+    def call_apply(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        if any(is_pair(x) for x in (*args, *kwargs.values())):
+            # Traced through its forward, where a detach() is nothing, and would be taken for a stop-gradient.
+            raise Unsupported(
+                f"an autograd.Function ({self.fn_cls.__name__}) of a tensor that has a tangent, under torch.compile. "
+                "Wanted: operations of torch. What to do: write it in these, or run this network's loss without "
+                "torch.compile"
+            )
+        return of_function(self, tx, args, kwargs)
+
+    AutogradFunctionVariable.call_apply = call_apply  # type: ignore[method-assign]
     UserDefinedObjectVariable.var_getattr = var_getattr  # type: ignore[method-assign]
     if tree is not None:
         tree._matches_allowed_type = matches
-    BuiltinVariable.call_type = call_type  # type: ignore[method-assign, assignment]
+    BuiltinVariable.call_type = call_type  # type: ignore[method-assign]
     BuiltinVariable.call_isinstance = call_isinstance  # type: ignore[method-assign, assignment]
     handlers[torch.is_tensor] = is_tensor
     # What was compiled before has bound the method as it was.

@@ -6,19 +6,23 @@ the second, and reads the values in the first rows of the first half's: sizes ar
 those rows, and nothing has to be known of any operation.
 
 That is the derivative of a network that treats its rows alike and keeps them, the moving ones first, along one
-dimension of each tensor. A graph does not tell whether it does: :mod:`meanflow_ref.jvp.stopgrad.traced` compares the
-result with the dispatch form, which knows that operation by operation.
+dimension of each tensor. So both halves are run once, and each value of the second that moves, or that a tangent reads,
+must be the first rows of the first half's, relative to its own size: a batch's mean is found out however small what is
+made of it. What an operation draws at random or writes is seen in the same run.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import sympy as sp
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx
+from torch.utils import _pytree as pytree
 
+from meanflow_ref.jvp.stopgrad.rehearsal import NotRecorded, State, distance, same_numbers, tolerance
 from meanflow_ref.jvp.stopgrad.reuse import GRAD_MODE, writes
 
 # Arguments of the recorded function: of the whole batch, and of its first rows.
@@ -28,46 +32,20 @@ _LEVELS = {"_jvp_increment_nesting": 1, "_jvp_decrement_nesting": -1}
 _SWITCHES = {*_LEVELS, "_enter_dual_level", "_exit_dual_level", "_set_fwd_grad_enabled", "_maybe_load_decompositions"}
 _OF_FORWARD_MODE = _SWITCHES | {"_make_dual", "_unpack_dual", "_unwrap_for_grad", "_wrap_for_grad"}
 _NUMBERS = (int, float, bool, SymInt, SymFloat, SymBool, torch.Size)
-_RANDOM = ("rand", "dropout", "bernoulli", "normal", "poisson", "multinomial", "exponential", "cauchy", "geometric")
+# Operations that take sizes and places, which differ with the rows. In others a number of the batch would count.
+_OF_SHAPE = """view reshape view_as reshape_as expand expand_as broadcast_to repeat repeat_interleave tile flatten
+unflatten unfold fold narrow select getitem __getitem__ setitem split split_with_sizes chunk tensor_split unbind
+index_select roll pad interpolate upsample arange zeros ones empty rand randn new_zeros new_ones new_empty
+native_group_norm native_group_norm_backward group_norm as_strided permute transpose movedim size""".split()  # noqa: SIM905
+_OTHER = "it does other things with fewer rows."
 
 
-class NotAlike(Exception):
-    """Why two halves of a graph cannot be made one."""
-
-
-def merge_first_rows(graph: fx.Graph, *, grad_enabled: bool) -> None:
-    """Make one of two halves, in place: ``u`` of the whole batch, ``du/dt`` of the first rows.
+class FirstRows:
+    """A graph of both halves.
 
     Args:
-        graph: A graph of torch functions as Dynamo records it, of a function of ``primals``, ``tangents``, ``some`` and
-            ``along`` that returns ``u, du_dt`` of the first two and then those of the last two. Afterwards ``u`` stands
-            in place of both values, the first rows' ``du_dt`` in place of both derivatives.
-        grad_enabled: Whether autograd is on where the graph begins.
-
-    Raises:
-        NotAlike: If the halves are not the same operations, or it cannot be told what the first rows of a value are.
-
-    """
-    halves = _Halves(graph)
-    output = next(node for node in graph.nodes if node.op == "output")
-    results = output.args[0]
-    if len(results) != 4 or [halves.twin.get(node) for node in results[2:]] != list(results[:2]):
-        raise NotAlike("u or du/dt is no result of its operations.")
-    u, _, _, du_dt = results
-    kept = halves.of_value(u)
-    taken = halves.of_tangent(du_dt, kept)
-    halves.merge(kept, taken)
-    output.args = ((u, du_dt, u, du_dt),)
-    _end_grad_modes(graph, halves.whole[-1], output, grad_enabled)
-    gone = {*halves.whole, *halves.part} - kept - taken
-    for node in reversed(list(graph.nodes)):
-        if node in gone or (node in halves.numbers and not node.users):
-            graph.erase_node(node)
-    graph.lint()
-
-
-class _Halves:
-    """The two halves of a graph.
+        graph: Torch functions as Dynamo records them, of a function of ``primals``, ``tangents``, ``some`` and
+            ``along`` that returns ``u, du_dt`` of the first two and then those of the last two.
 
     Attributes:
         whole: Operations on the whole batch, in order.
@@ -76,11 +54,16 @@ class _Halves:
         twin: For each node of the second half, arguments included, the one of the first.
         numbers: Sizes, and what is made of them. They are in neither half: Dynamo makes one once for both.
 
+    Raises:
+        NotRecorded: If the halves are not the same operations.
+
     """
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self.graph = graph
-        self.given = {_source(node): node for node in graph.nodes if node.op == "placeholder"}
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
+        # Dynamo takes them away when it is done.
+        self.values = {node: node.meta.get("example_value") for node in self.graph.nodes}
+        self.given = {_source(node): node for node in self.graph.nodes if node.op == "placeholder"}
         self.twin: dict[fx.Node, fx.Node] = {}
         for name, node in self.given.items():
             whole = name.replace(_SOME, _PRIMALS).replace(_ALONG, _TANGENTS)
@@ -90,34 +73,43 @@ class _Halves:
         self.same = {
             _expression(n): _expression(m)
             for b, a in self.twin.items()
-            if isinstance(_value(b), Tensor)
-            for m, n in zip(_value(a).shape[1:], _value(b).shape[1:], strict=True)
+            if isinstance(self.values[b], Tensor)
+            for m, n in zip(self.values[a].shape[1:], self.values[b].shape[1:], strict=True)
             if isinstance(n, SymInt)
         }
-        first = next(node for node in graph.nodes if node.op != "placeholder")
-        for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        first = next(node for node in self.graph.nodes if node.op != "placeholder")
+        for node in [node for node in self.graph.nodes if node.op == "get_attr"]:
             if node is not first:
                 first.prepend(node)  # constants are there from the beginning
-        calls = [node for node in graph.nodes if node.op.startswith("call") and node.target is not GRAD_MODE]
-        self.numbers = {node for node in calls if isinstance(_value(node), _NUMBERS)}
+        calls = [node for node in self.graph.nodes if node.op.startswith("call") and node.target is not GRAD_MODE]
+        self.numbers = {node for node in calls if isinstance(self.values[node], _NUMBERS)}
         calls = [node for node in calls if node not in self.numbers]
         middle = len(calls) // 2
         self.whole, self.part = calls[:middle], calls[middle:]
+        self._pair_off()
+        output = next(node for node in self.graph.nodes if node.op == "output")
+        results = output.args[0]
+        if len(results) != 4 or [self.twin.get(node) for node in results[2:]] != list(results[:2]):
+            raise NotRecorded("u or du/dt is no result of its operations.")
+        self.output, self.u, self.du_dt = output, results[0], results[3]
+
+    def _pair_off(self) -> None:
         if len(self.whole) != len(self.part) or not self.part:
-            raise NotAlike("it does other things with fewer rows.")
+            raise NotRecorded(_OTHER)
         for a, b in zip(self.whole, self.part, strict=True):
-            if a.op != b.op or a.target != b.target or not self._alike((a.args, a.kwargs), (b.args, b.kwargs)):
-                raise NotAlike("it does other things with fewer rows.")
+            sized = _name(a) in _OF_SHAPE
+            if a.op != b.op or a.target != b.target or not self._alike((a.args, a.kwargs), (b.args, b.kwargs), sized):
+                raise NotRecorded(_OTHER)
             self.twin[b] = a
         for node in self.whole:
             module = getattr(node.target, "__module__", None) or ""
             if "_functorch" in module and _name(node) not in _OF_FORWARD_MODE:
-                raise NotAlike("it has transforms of torch.func in it.")
+                raise NotRecorded("it has transforms of torch.func in it.")
 
-    def _alike(self, a: Any, b: Any) -> bool:
-        """Whether arguments are the other half's. Whole numbers may differ: sizes do."""
-        if self._is_number(b):
-            return self._is_number(a)
+    def _alike(self, a: Any, b: Any, sized: bool) -> bool:
+        """Whether arguments are the other half's; numbers may differ where they are sizes."""
+        if self._is_number(a) and self._is_number(b):
+            return sized or self._expressions(a) == [x.subs(self.same) for x in self._expressions(b)]
         if type(a) is not type(b):
             return False
         if isinstance(b, fx.Node):
@@ -128,72 +120,137 @@ class _Halves:
         elif isinstance(b, slice):
             a, b = [a.start, a.stop, a.step], [b.start, b.stop, b.step]
         if isinstance(b, tuple | list):
-            return len(a) == len(b) and all(map(self._alike, a, b))
+            return len(a) == len(b) and all(self._alike(x, y, sized) for x, y in zip(a, b, strict=True))
         return bool(a == b)
 
     def _is_number(self, x: Any) -> bool:
-        return type(x) is int or (isinstance(x, fx.Node) and isinstance(_value(x), _NUMBERS))
+        return type(x) is int or (isinstance(x, fx.Node) and isinstance(self.values.get(x), _NUMBERS))
 
-    def of_value(self, u: fx.Node) -> set[fx.Node]:
-        """What is kept of the first half: all but what depends on a tangent, or is there for such alone."""
-        moving = {n for name, n in self.given.items() if name.startswith(_TANGENTS) and isinstance(_value(n), Tensor)}
+    def _expressions(self, x: Any) -> list[sp.Basic]:
+        value = self.values[x] if isinstance(x, fx.Node) else x
+        return [_expression(n) for n in (value if isinstance(value, torch.Size) else (value,))]
+
+    def merge(self, arguments: Sequence[Any], *, grad_enabled: bool) -> None:
+        """Run both halves, and make the graph one: ``u`` of the whole batch, ``du/dt`` of the first rows.
+
+        ``u`` then stands in place of both values, the first rows' ``du_dt`` in place of both derivatives.
+
+        Args:
+            arguments: What the graph is given. Afterwards they are as before, random generators too.
+            grad_enabled: Whether autograd is on where the graph begins.
+
+        Raises:
+            NotRecorded: If a value of some rows is not the first rows of the batch's.
+
+        """
+        state = State(None, [x for x in arguments if isinstance(x, Tensor)])
+        self.seen = _Seen(self, state)
+        try:
+            self.seen.run(*arguments)
+        finally:
+            state.put_back()
+        kept = self._of_value()
+        taken = self._of_tangent(kept)
+        self._compare(kept, taken)
+        self._put_together(kept, taken)
+        self.output.args = ((self.u, self.du_dt, self.u, self.du_dt),)
+        _end_grad_modes(self.graph, self.whole[-1], self.output, grad_enabled)
+        gone = {*self.whole, *self.part} - kept - taken
+        for node in reversed(list(self.graph.nodes)):
+            if node in gone or (node in self.numbers and not node.users):
+                self.graph.erase_node(node)
+            else:
+                node.meta["example_value"] = self.values.get(node)
+        self.graph.lint()
+        del self.seen
+
+    def _reached(self, names: Sequence[str], past: frozenset[Any] = frozenset()) -> set[fx.Node]:
+        """What depends on tensors given by such names, not by way of operations of ``past``."""
+        reached = {
+            node
+            for name, node in self.given.items()
+            if name.startswith(tuple(names)) and isinstance(self.values[node], Tensor)
+        }
         for node in self.graph.nodes:
-            if not moving.isdisjoint(node.all_input_nodes):
-                moving.add(node)
-        if u in moving:
-            raise NotAlike("its value depends on a tangent.")
+            if node.target not in past and not reached.isdisjoint(node.all_input_nodes):
+                reached.add(node)
+        return reached
+
+    def _of_value(self) -> set[fx.Node]:
+        """What is kept of the first half: all but what depends on a tangent, or is there for such alone."""
+        moving = self._reached([_TANGENTS])
+        if self.u in moving:
+            raise NotRecorded("its value depends on a tangent.")
         kept: set[fx.Node] = set()
-        read = {memory for node in (u, *self.graph.nodes) if node is u or _is_given(node) for memory in _memory(node)}
+        given = [node for node in self.graph.nodes if node.op in ("placeholder", "get_attr")]
+        read = {memory for node in (self.u, *given) for memory in self.memory(node)}
         candidates = {*self.whole, *self.numbers}
         for node in reversed(self.graph.nodes):
             if node not in candidates or node in moving or _name(node) in _SWITCHES:
                 continue
-            written = writes(node)
+            written = self.seen.written.get(node, set())
             if (
-                node is u
+                node is self.u
                 or not kept.isdisjoint(node.users)
-                or any(word in _name(node) for word in _RANDOM)
-                or (written and not read.isdisjoint(_memory(written)))
+                or node in self.seen.drawn
+                or not read.isdisjoint(written)
                 or not (node.users or written or node in self.numbers or _may_be_left(node))
             ):
                 kept.add(node)
-                read.update(memory for x in node.all_input_nodes for memory in _memory(x))
+                read.update(memory for x in node.all_input_nodes for memory in self.memory(x))
         return kept
 
-    def of_tangent(self, du_dt: fx.Node, kept: set[fx.Node]) -> set[fx.Node]:
+    def _of_tangent(self, kept: set[fx.Node]) -> set[fx.Node]:
         """What is taken of the second half; results of several tensors are ``kept`` with the parts that it reads."""
         whole, part, taken = set(self.whole), set(self.part), set[fx.Node]()
-        needed, read = {du_dt}, set(_memory(du_dt))
+        needed, read = {self.du_dt}, set(self.memory(self.du_dt))
         for b in reversed(self.part):
-            written = writes(b)
+            written = self.seen.written.get(b, set())
             if not (
-                b in needed
-                or _name(b) in _SWITCHES
-                or (written and self.twin[b] not in kept and not read.isdisjoint(_memory(written)))
+                b in needed or _name(b) in _SWITCHES or (self.twin[b] not in kept and not read.isdisjoint(written))
             ):
                 continue
             taken.add(b)
             inputs = list(b.all_input_nodes)
             for x in inputs:
                 if x in whole and x not in kept:
-                    raise NotAlike("it takes sizes from what it does with all rows.")
+                    raise NotRecorded("it takes sizes from what it does with all rows.")
                 if x in self.numbers:
                     inputs += x.all_input_nodes
                 elif x in part and not self._is_value(x, kept):
                     needed.add(x)
-                    read.update(_memory(x))
+                    read.update(self.memory(x))
         return taken
 
     def _is_value(self, x: fx.Node, kept: set[fx.Node]) -> bool:
         """Whether a node of the second half is the first rows of a tensor that the first half has."""
         a = self.twin[x]
-        if not isinstance(_value(a), Tensor):
-            return False  # a size, which is the second half's own
+        if not isinstance(self.values[a], Tensor):
+            return False  # several tensors
         if a.target is operator.getitem and a.args[0] in kept:
             kept.add(a)
         return a in kept
 
-    def merge(self, kept: set[fx.Node], taken: set[fx.Node]) -> None:
+    def _compare(self, kept: set[fx.Node], taken: set[fx.Node]) -> None:
+        """Hold values that move, and those that a tangent reads, against the first rows of the batch's."""
+        moved = [name for name in self.given if name.replace(_PRIMALS, _TANGENTS) in self.given]
+        mobile = self._reached([name for name in moved if name.startswith(_PRIMALS)], frozenset({"detach"}))
+        read = {x for b in taken for x in b.all_input_nodes if x in self.twin}
+        for b in self.part:
+            a = self.twin[b]
+            if a not in kept or not (a in mobile or b in read):
+                continue
+            for x, y in zip(self.seen.tensors(a), self.seen.tensors(b), strict=True):
+                rows = self.seen.first_rows(x, y)
+                if rows is None:
+                    raise NotRecorded("it makes other numbers of rows.")
+                if not y.is_floating_point() and not y.is_complex():
+                    if b in read and not same_numbers(rows, y):
+                        raise NotRecorded("rows of the batch are not treated alike.")
+                elif not distance(rows, y.detach()) <= tolerance(y):
+                    raise NotRecorded("rows of the batch are not treated alike.")
+
+    def _put_together(self, kept: set[fx.Node], taken: set[fx.Node]) -> None:
         """Put the tangent's operations beside those that they stood beside, on the first half's values."""
         mine, narrowed, level = set(self.part), dict[fx.Node, fx.Node](), 0
         order = {node: i for i, node in enumerate(self.graph.nodes)}
@@ -211,7 +268,7 @@ class _Halves:
                 value = self.twin[x]
                 if value not in narrowed:
                     if level:
-                        raise NotAlike("it computes values in a derivative of its own.")
+                        raise NotRecorded("it computes values in a derivative of its own.")
                     with self.graph.inserting_before(b):
                         narrowed[value] = self._first_rows(value, x)
                 node.replace_input_with(x, narrowed[value])
@@ -219,25 +276,25 @@ class _Halves:
         for a, b in zip(self.whole, self.part, strict=True):
             level += _LEVELS.get(_name(a), 0)
             if level and a in kept:
-                raise NotAlike("it computes values in a derivative of its own.")
+                raise NotRecorded("it computes values in a derivative of its own.")
             if b in taken:
                 a.append(b)
                 connect(b, b)
 
     def _first_rows(self, whole: fx.Node, part: fx.Node) -> fx.Node:
         """The first rows of a value, as many as the second half has there; all of what has none."""
-        x, y = _value(whole), _value(part)
+        x, y = self.values[whole], self.values[part]
         sizes = [_expression(n) for n in x.shape], [_expression(n).subs(self.same) for n in y.shape]
         differ = [i for i, (m, n) in enumerate(zip(*sizes, strict=False)) if m != n]
         if x.dim() == y.dim() and not differ:
             return whole
         all_rows, rows = self._rows()
-        batch, some = _expression(_value(all_rows).shape[0]), _expression(_value(rows).shape[0])
+        batch, some = _expression(self.values[all_rows].shape[0]), _expression(self.values[rows].shape[0])
         if x.dim() != y.dim() or len(differ) != 1:
-            raise NotAlike("its rows do not lie along one dimension.")
+            raise NotRecorded("its rows do not lie along one dimension.")
         (dim,) = differ
         if sp.expand(sizes[0][dim] * some - sizes[1][dim] * batch) != 0:
-            raise NotAlike("it makes other numbers of rows.")
+            raise NotRecorded("it makes other numbers of rows.")
         size: Any = y.shape[dim]
         if isinstance(size, SymInt):
             places, of, wanted = (
@@ -250,9 +307,76 @@ class _Halves:
     def _rows(self) -> tuple[fx.Node, fx.Node]:
         """An argument of the whole batch, and its first rows."""
         for b, a in self.twin.items():
-            if b.op == "placeholder" and isinstance(_value(b), Tensor):
+            if b.op == "placeholder" and isinstance(self.values[b], Tensor):
                 return a, b
-        raise NotAlike("it has no argument with rows.")
+        raise NotRecorded("it has no argument with rows.")
+
+    def memory(self, node: fx.Node) -> list[int]:
+        """Which memory the tensors of a node lie in."""
+        value = self.values.get(node)
+        values = value if isinstance(value, tuple | list) else (value,)
+        return [_unwrapped(x).untyped_storage()._cdata for x in values if isinstance(x, Tensor)]
+
+
+class _Seen(fx.Interpreter):
+    """One run of both halves.
+
+    Attributes:
+        drawn: Operations of the first half that draw random numbers, with what they drew.
+        written: Memory that an operation writes into.
+
+    """
+
+    def __init__(self, halves: FirstRows, state: State) -> None:
+        super().__init__(halves.module, garbage_collect_values=False)
+        self.halves, self.state = halves, state
+        self.whole, self.second = set(halves.whole), halves.part[0]
+        self.drawn: dict[fx.Node, list[Tensor]] = {}
+        self.written: dict[fx.Node, set[int]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node, with an eye on generators and on what it was given."""
+        if n is self.second:
+            self.state.put_back()  # the first rows find what the batch found
+        if not n.op.startswith("call") or n in self.halves.numbers:
+            return super().run_node(n)
+        inputs = [(x, tensor, self._mark(x, tensor)) for x in n.all_input_nodes for tensor in self.tensors(x)]
+        before = self.state.generators()
+        out = super().run_node(n)
+        self.env[n] = out
+        changed = [x for x, tensor, mark in inputs if self._changed(tensor, mark)]
+        named = [x] if (x := writes(n)) is not None else []
+        self.written[n] = {memory for x in (*changed, *named) for memory in self.halves.memory(x)}
+        if n in self.whole and not all(map(torch.equal, before, self.state.generators())):
+            self.drawn[n] = [x.detach().clone() for x in self.tensors(n)]
+        twin = self.halves.twin.get(n)
+        if twin is not None and twin in self.drawn:
+            with torch.no_grad():
+                for all_rows, y in zip(self.drawn[twin], self.tensors(n), strict=True):
+                    rows = self.first_rows(all_rows, y)
+                    if rows is not None:
+                        y.copy_(rows)
+        return out
+
+    def tensors(self, node: fx.Node) -> list[Tensor]:
+        """The tensors that a node made."""
+        return [x for x in pytree.tree_leaves(self.env.get(node)) if isinstance(x, Tensor) and not _wrapped(x)]
+
+    def first_rows(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """As much of ``x`` as ``y`` has; None where that is not rows of it."""
+        differ = [i for i, (m, n) in enumerate(zip(x.shape, y.shape, strict=False)) if m != n]
+        if x.dim() != y.dim() or len(differ) > 1 or any(x.shape[i] < y.shape[i] for i in differ):
+            return None
+        return x.detach().narrow(differ[0], 0, y.shape[differ[0]]) if differ else x.detach()
+
+    def _mark(self, node: fx.Node, x: Tensor) -> Any:
+        """What tells whether a tensor was written into: kernels of norms do not say that they write statistics."""
+        parameter = isinstance(x, torch.nn.Parameter)
+        return x._version, x.detach().clone() if node.op == "placeholder" and not parameter else None
+
+    def _changed(self, x: Tensor, mark: Any) -> bool:
+        version, value = mark
+        return x._version != version or (value is not None and not same_numbers(x.detach(), value))
 
 
 def _end_grad_modes(graph: fx.Graph, last: fx.Node, output: fx.Node, at_first: bool) -> None:
@@ -275,39 +399,27 @@ def _may_be_left(node: fx.Node) -> bool:
     return node.target == "detach" or getattr(node.target, "__module__", None) == "_operator"
 
 
-def _is_given(node: fx.Node) -> bool:
-    return node.op in ("placeholder", "get_attr")
-
-
-def _memory(node: fx.Node) -> list[int]:
-    """Which memory the tensors of a node lie in."""
-    value = _value(node)
-    values = value if isinstance(value, tuple | list) else (value,)
-    return [_unwrapped(x).untyped_storage()._cdata for x in values if isinstance(x, Tensor)]
+def _wrapped(x: Tensor) -> bool:
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def _unwrapped(x: Tensor) -> Tensor:
     """The tensor inside the wrappers of torch.func."""
-    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return _unwrapped(torch._C._functorch.get_unwrapped(x)) if wrapped else x
+    return _unwrapped(torch._C._functorch.get_unwrapped(x)) if _wrapped(x) else x
 
 
 def _name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
-def _value(node: fx.Node) -> Any:
-    return node.meta.get("example_value")
-
-
 def _source(node: fx.Node) -> str:
     """What Python calls an argument, as ``L['primals'][0]``."""
     argument = node.meta.get("grapharg")
     if argument is None:
-        raise NotAlike("Dynamo does not say what its arguments are.")
+        raise NotRecorded("Dynamo does not say what its arguments are.")
     name: Any = argument.source.name
     return str(name() if callable(name) else name)
 
 
-def _expression(size: int | SymInt) -> sp.Expr:
-    return size.node.expr if isinstance(size, SymInt) else sp.Integer(size)
+def _expression(size: Any) -> sp.Basic:
+    return size.node.expr if isinstance(size, SymInt | SymFloat | SymBool) else sp.sympify(size)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from meanflow_ref.errors import TangentError
 from meanflow_ref.jvp.stopgrad.operation import any_moves, tangent_of_operation
 from meanflow_ref.jvp.stopgrad.rowwise import part_of_tangent
-from meanflow_ref.jvp.stopgrad.rules import constant, in_function
+from meanflow_ref.jvp.stopgrad.rules import constant
 from meanflow_ref.jvp.stopgrad.table import RULES, Op
 from meanflow_ref.jvp.stopgrad.tangents import Rows, Tangents, storage_key
 from meanflow_ref.jvp.stopgrad.writes import apply_write
@@ -133,9 +133,7 @@ class StopGradMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs) if kwargs else func(*args)
         if live:
             _carry(tangents, func, out, args, kwargs)
-        if (func is aten.detach.default and not in_function()) or (
-            kind == _VIEW and args and tangents.is_frozen(args[0])
-        ):
+        if func is aten.detach.default or (kind == _VIEW and args and tangents.is_frozen(args[0])):
             for part in pytree.tree_leaves(out):
                 tangents.freeze(part)
         return out
@@ -158,9 +156,7 @@ class LeavingTorch(TorchFunctionMode):
                 f"the network hands a tensor that has a tangent to code outside torch, by .{func.__name__}(); the "
                 "derivative through it would be lost.",
                 "torch operations all the way, or values that are meant as constants",
-                "write the forward of this autograd.Function in torch operations"
-                if in_function()
-                else f"for a constant write x.detach().{func.__name__}()",
+                f"for a constant write x.detach().{func.__name__}()",
             )
         return func(*args, **kwargs) if kwargs else func(*args)
 

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from meanflow_ref.jvp.stopgrad.products import SWITCH
 
 
+class NotRecorded(Exception):
+    """Why a network cannot be recorded."""
+
+
 class State:
     """Random generators, and the tensors that a recording reads, as they are now.
 
@@ -28,20 +32,21 @@ class State:
         modules = owner.modules() if isinstance(owner, nn.Module) else ()
         self._buffers = [(weakref.ref(m), name, x) for m in modules for name, x in m._buffers.items()]
         self._devices = {x.device for x in inputs if x.device.type not in ("cpu", "meta")}
-        self._generators = self._read()
+        self._generators = self.generators()
 
     def put_back(self) -> None:
         """Make generators and tensors again what they were."""
         self._write(self._generators)
         with torch.no_grad():
             for x, value in self._tensors:
-                if not _same(x, value):  # a write that is not needed would spoil graphs that saved the tensor
+                if not same_numbers(x, value):  # a write that is not needed would spoil graphs that saved the tensor
                     x.copy_(value)
         for reference, name, buffer in self._buffers:
             if (module := reference()) is not None:
                 module._buffers[name] = buffer
 
-    def _read(self) -> list[Tensor]:
+    def generators(self) -> list[Tensor]:
+        """States of the random generators now."""
         return [torch.get_rng_state(), *(getattr(torch, d.type).get_rng_state(d) for d in self._devices)]
 
     def _write(self, states: list[Tensor]) -> None:
@@ -50,7 +55,7 @@ class State:
             getattr(torch, device.type).set_rng_state(state, device)
 
 
-def _same(x: Tensor, y: Tensor) -> bool:
+def same_numbers(x: Tensor, y: Tensor) -> bool:
     """Whether all numbers are equal; a nan is itself."""
     return torch.equal(x, y) or bool(((x == y) | (x != x) & (y != y)).all())  # noqa: PLR0124
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointFunction
+from torch.autograd import Function
 
+from meanflow_ref.errors import TangentError
 from meanflow_ref.jvp.stopgrad.attention import FUSED, attention_rule
 from meanflow_ref.jvp.stopgrad.products import bilinear
 from meanflow_ref.jvp.stopgrad.table import RULES, Op, TangentOf, define
@@ -320,7 +321,7 @@ def batch_norm_without_statistics(
 CONSTANT = """
 eq ne lt gt le ge isnan isinf isfinite isposinf isneginf logical_and logical_or logical_not logical_xor signbit
 argmax argmin argsort any all bucketize searchsorted floor ceil round trunc sign floor_divide count_nonzero nonzero
-zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full
+histc zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full
 new_empty_strided bernoulli is_same_size equal allclose sym_size sym_stride sym_numel sym_storage_offset is_nonzero
 """
 
@@ -329,22 +330,41 @@ def constant(d: TangentOf, op: Op, out: Any, *args: Any, **kwargs: Any) -> None:
     """No tangent."""
 
 
-def detached(d: TangentOf, op: Op, out: Tensor, x: Tensor) -> Tensor | None:
-    """No tangent; x' where autograd is off anyway, so that it says nothing of the derivative."""
-    return d(x) if in_function() else None
+def detached(d: TangentOf, op: Op, out: Tensor, x: Tensor) -> None:
+    """No tangent: a stop-gradient.
 
+    Raises:
+        TangentError: In the forward of a user's ``autograd.Function``. Autograd is off there, so that people detach
+            what they mean to differentiate; but one's own checkpoint runs a network there, with its stop-gradients.
 
-def in_function() -> bool:
-    """Whether the forward of an ``autograd.Function`` runs, for which torch switches forward mode off.
-
-    A checkpoint's does not count: what runs in it is the network.
     """
-    if torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled():
-        return False
+    function = None if torch._C._is_fwd_grad_enabled() else _function_around()
+    if d(x) is not None and function is not None and not function.__module__.startswith("torch."):
+        raise TangentError(
+            f"the forward of autograd.Function `{function.__name__}` detaches a tensor that has a tangent: to a "
+            "derivative that may be a stop-gradient, or nothing, since autograd is off there.",
+            "no detach(), .data or .numpy() in it",
+            "leave it out, or torch.utils.checkpoint.checkpoint where it is a checkpoint",
+        )
+
+
+_APPLY = inspect.unwrap(Function.apply.__func__).__code__  # type: ignore[attr-defined]
+
+
+def _function_around() -> type | None:
+    """The innermost ``autograd.Function`` that runs inside this JVP."""
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+    while frame is not None and frame.f_code.co_name != "_dispatched":
+        if frame.f_code is _APPLY:
+            function: type = frame.f_locals["cls"]
+            return function
         frame = frame.f_back
-    return frame is None
+    return None
+
+
+def copysign(d: TangentOf, op: Op, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Of a sign that moves alone, nothing; else by forward mode."""
+    return None if d(x) is None else NotImplemented
 
 
 # ================================================================ the table itself
@@ -372,6 +392,7 @@ define("native_group_norm", group_norm)
 define("native_batch_norm cudnn_batch_norm", batch_norm)
 define(CONSTANT, constant)
 define("detach", detached)
+RULES[aten.copysign.Tensor] = copysign
 define(FUSED, attention_rule)
 RULES[aten.view.dtype] = reinterpreted
 RULES[aten._native_batch_norm_legit.no_stats] = batch_norm_without_statistics

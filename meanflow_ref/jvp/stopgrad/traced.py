@@ -40,7 +40,15 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from meanflow_ref._typing import TensorFunction
 from meanflow_ref.jvp._moving import moving_part
 from meanflow_ref.jvp.stopgrad.front import recorded, require_plain, stopgrad_jvp, stopgrad_jvp_of_rows
-from meanflow_ref.jvp.stopgrad.rehearsal import Modes, State, distance, hooks_of_all_modules, tolerance, zeros_replaced
+from meanflow_ref.jvp.stopgrad.rehearsal import (
+    Modes,
+    NotRecorded,
+    State,
+    distance,
+    hooks_of_all_modules,
+    tolerance,
+    zeros_replaced,
+)
 from meanflow_ref.jvp.stopgrad.reuse import reuse_memory, writes
 
 _Jvp: TypeAlias = Callable[..., tuple[Tensor, ...]]
@@ -50,10 +58,6 @@ _DISTRIBUTED = frozenset({"DistributedDataParallel", "FullyShardedDataParallel",
 _ATTEMPTS = 4
 # How deep the network may lie in closures, partial functions and bound methods.
 _DEPTH = 5
-
-
-class _NotRecorded(Exception):
-    """Why a network cannot be recorded."""
 
 
 class _Recording:
@@ -76,7 +80,7 @@ class _Recording:
         self._owner = weakref.ref(owner)
         self._hooks = hooks_of_all_modules()
         self._before: State | None = None
-        self._replaying = False
+        self._replaying = self._rehearsing = False
         self._lock = threading.RLock()
         self._jvp = self._compiled()
 
@@ -91,35 +95,35 @@ class _Recording:
         """What runs in place of a recording: itself. The network has not run yet when Dynamo asks."""
         from meanflow_ref.jvp.stopgrad.compiled import Pair
         from meanflow_ref.jvp.stopgrad.dynamo import changes_objects, leaves_behind
-        from meanflow_ref.jvp.stopgrad.first_rows import NotAlike, merge_first_rows
+        from meanflow_ref.jvp.stopgrad.first_rows import FirstRows
 
         if leaves_behind(Pair):
-            raise _NotRecorded("it keeps a tensor that moves, in an attribute or by a hook.")
+            raise NotRecorded("it keeps a tensor that moves, in an attribute or by a hook.")
         if any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes):
             # Of a checkpoint the tangent would be computed in the backward pass again.
-            raise _NotRecorded("it checkpoints activations, or has other parts that are graphs of their own.")
+            raise NotRecorded("it checkpoints activations, or has other parts that are graphs of their own.")
         if any("inference_mode" in getattr(node.target, "__name__", "") for node in graph.graph.nodes):
-            raise _NotRecorded("it enters torch.inference_mode.")
+            raise NotRecorded("it enters torch.inference_mode.")
         if _writes_parameters(graph.graph, inputs):
-            raise _NotRecorded("it writes into a parameter.")
+            raise NotRecorded("it writes into a parameter.")
+        both = None
         if self._of_rows:
             if changes_objects():
                 # What it makes at its first call is there at its second.
                 self._attempts -= 1
                 self.later = self._attempts > 0
-                raise _NotRecorded("it changes objects of Python, and is recorded twice where some rows move.")
-            try:
-                merge_first_rows(graph.graph, grad_enabled=torch.is_grad_enabled())
-            except NotAlike as error:
-                raise _NotRecorded(str(error)) from error
+                raise NotRecorded("it changes objects of Python, and is recorded twice where some rows move.")
+            both = FirstRows(graph)
         self._before = State(self._owner(), [x for x in inputs if isinstance(x, Tensor)])
-        reuse_memory(graph.graph, grad_enabled=torch.is_grad_enabled())
-        graph.recompile()
-        replay = graph.forward
+        replay = self._ready(graph) if both is None else graph.forward
 
         def run(*args: Any) -> Any:
+            nonlocal both, replay
             self._replaying, modes = True, Modes()
             try:
+                if both is not None and self._rehearsing:
+                    both.merge(args, grad_enabled=torch.is_grad_enabled())
+                    both, replay = None, self._ready(graph)
                 return replay(*args)
             except BaseException:
                 # It switches autograd and autocast on and off as plain operations.
@@ -128,11 +132,16 @@ class _Recording:
 
         return run
 
+    def _ready(self, graph: fx.GraphModule) -> Callable[..., Any]:
+        reuse_memory(graph.graph, grad_enabled=torch.is_grad_enabled())
+        graph.recompile()
+        return graph.forward
+
     def __call__(self, fn: TensorFunction, primals: Any, tangents: Any, moving: int) -> tuple[Tensor, Tensor]:
         """Value and derivative, recorded or replayed; ``moving`` is looked at where rows are.
 
         Raises:
-            _NotRecorded: With Dynamo's reason, or if the dispatch form does not agree with what was recorded.
+            NotRecorded: With Dynamo's reason, or if the dispatch form does not agree with what was recorded.
 
         """
         with self._lock:
@@ -160,18 +169,22 @@ class _Recording:
                 # What was not rehearsed to the end counts for nothing.
                 self._jvp, self._before = self._compiled(), None
             raise
-        raise _NotRecorded("nothing, but it is recorded anew at every call.")
+        raise NotRecorded("nothing, but it is recorded anew at every call.")
 
     def _rehearse(self, before: State, fn: TensorFunction, primals: Any, tangents: Any, moving: int) -> None:
         before.put_back()
         with zeros_replaced(before.parameters):
-            found = [x.detach() for x in self._run(fn, primals, tangents, moving)]
+            self._rehearsing = True
+            try:
+                found = [x.detach() for x in self._run(fn, primals, tangents, moving)]
+            finally:
+                self._rehearsing = False
             before.put_back()
             with torch.no_grad():
                 expected = self.dispatched(fn, primals, tangents, moving)
         for name, x, y in zip(("u", "du/dt"), found, expected, strict=True):
             if not (error := distance(x, y)) <= tolerance(y):
-                raise _NotRecorded(f"nothing, but the recorded {name} is off by {error:.1e}")
+                raise NotRecorded(f"nothing, but the recorded {name} is off by {error:.1e}")
 
     def dispatched(self, fn: TensorFunction, primals: Any, tangents: Any, moving: int) -> tuple[Tensor, Tensor]:
         """Value and derivative by the dispatch form."""
@@ -193,11 +206,15 @@ class _Recording:
                 tangents = tuple(None if d is None else d.detach() for d in tangents)
                 u, _, _, first = self._jvp(fn, primals, tangents, _first(primals, moving), _first(tangents, moving))
                 return u, torch.cat([first, first.new_zeros(u.shape[0] - moving, *u.shape[1:])])
+        except NotRecorded:
+            raise
         except Exception as error:
-            if self._replaying:
+            if self._replaying and not (self._of_rows and self._before is not None):
+                if self._of_rows and isinstance(error, IndexError):
+                    error.add_note('A network that gives its rows other places wants rows="all", or jvp="stopgrad".')
                 raise
             said = re.split("Set TORCHDYNAMO_VERBOSE|For more details", str(error))[0]
-            raise _NotRecorded(" ".join(said.split())[:300]) from error
+            raise NotRecorded(" ".join(said.split())[:300]) from error
 
 
 def _whole(fn: Any, primals: Any, tangents: Any) -> tuple[Tensor, ...]:
@@ -280,7 +297,7 @@ def _traced(
         return recording.dispatched(fn, primals, tangents, moving or 0)
     try:
         return recording(fn, primals, tangents, moving or 0)
-    except _NotRecorded as error:
+    except NotRecorded as error:
         reason = str(error)
     # An error of the network's own is raised here, in the network's words.
     result = recording.dispatched(fn, primals, tangents, moving or 0)

@@ -73,6 +73,7 @@ ATTENTION: dict[str, Callable[[Tensor], Tensor]] = {
     "no queries": lambda x: SDPA(x[:, :, :0], x, x),
     "a mask": lambda x: SDPA(x, x, x, attn_mask=HALF),
     "a mask that adds and moves": lambda x: SDPA(x, x, x, attn_mask=torch.matmul(x, x.transpose(2, 3))),
+    "arguments by name": lambda x: SDPA(query=x, key=2 * x, value=x.sin()),
     "three dimensions": lambda x: SDPA(x[0], x[0], x[0]),
 }
 
@@ -193,6 +194,45 @@ def test_code_that_asks_what_it_is_given(name: str) -> None:
     torch.testing.assert_close(du_dt, expected, rtol=1e-13, atol=1e-14)
 
 
+class OfDetached(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach().square()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def test_attention_under_autocast_of_float32() -> None:
+    """As behind a norm of queries and keys."""
+    (x, _), (d, _) = ((part.float() for part in both) for both in data())
+    weight = WEIGHT[:, :4].float()
+
+    def fn(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out: Tensor = SDPA(F.layer_norm(x, (4,)), x, torch.matmul(x, weight)).float()
+        return out
+
+    u, du_dt = compiled(fn, x[None], d[None])
+    value, expected = stopgrad_jvp(fn, (x[None],), (d[None],))
+    torch.testing.assert_close(u, value, rtol=1e-2, atol=1e-2)
+    assert float((du_dt - expected).norm() / expected.norm()) < 2e-2
+
+
+def test_types_can_be_made_in_code_that_is_compiled_elsewhere() -> None:
+    """What is answered for pairs is answered in every trace of the process."""
+    compiled(torch.sin, *data())
+
+    @torch.compile(backend="eager")
+    def fn(x: Tensor) -> Tensor:
+        made = type("Made", (), {"number": 2})
+        return x * made.number if type(x) is Tensor else x  # type: ignore[attr-defined]
+
+    x = torch.ones(2)
+    assert torch.equal(fn(x), 2 * x)
+
+
 POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax to a dtype": lambda x: x.softmax(-1, torch.float32).double() * x,
     "softmax of a module": nn.Softmax(2),
@@ -239,6 +279,7 @@ def test_batch_norm(training: bool) -> None:
         lambda x: torch.svd_lowrank(x)[1],
         lambda x: torch.pca_lowrank(x)[1],
         lambda x: x * float(x.sum()),
+        lambda x: OfDetached.apply(x) * x,  # type: ignore[no-untyped-call]
     ],
 )
 def test_refused_in_words(fn: Callable[[Tensor], Tensor]) -> None:

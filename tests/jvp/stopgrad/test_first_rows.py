@@ -18,6 +18,7 @@ from meanflow_ref.bench.counters import count_flops_compiled
 from meanflow_ref.bench.scenarios import SMALL_SCENARIOS
 from meanflow_ref.jvp.stopgrad import StopgradJvp, UntracedWarning, first_rows, stopgrad_jvp, traced
 from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp_of_rows
+from meanflow_ref.jvp.stopgrad.rehearsal import NotRecorded
 from meanflow_ref.jvp.stopgrad.traced import why_untraced
 from meanflow_ref.models import MLP
 from meanflow_ref.objectives.meanflow import meanflow_loss
@@ -38,6 +39,8 @@ class Net(nn.Module):
     """``u(z, r, t)`` around a function of the hidden state."""
 
     table: Tensor
+    norm: nn.BatchNorm1d
+    place: int
 
     def __init__(self, middle: Callable[[Net, Tensor], Tensor]) -> None:
         super().__init__()
@@ -119,6 +122,7 @@ ROWWISE: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "without a graph": without_graph,
     "a buffer that is written": steady,
     "made at the first call": lazy,
+    "a choice": lambda _, x: torch.where(x > 0, x, 0.1 * x) + x.abs().amax(-1, keepdim=True),
     "a constant of their number": lambda _, x: x * torch.arange(len(x), dtype=F64).cos()[:, None],
 }
 
@@ -200,6 +204,62 @@ def test_what_nobody_reads_is_drawn_and_written() -> None:
     assert torch.equal(*states)
     assert torch.equal(*tables)
     assert tables[0] > 0
+
+
+@pytest.mark.parametrize("name", ["batch norm", "a bit", "uniform numbers"])
+def test_a_write_whose_result_nobody_reads(name: str) -> None:
+    """Kernels of norms do not say that they write, and operators write under many names."""
+    bits = [torch.zeros(2, dtype=torch.bool) for _ in range(2)]
+
+    def middle(net: Net, x: Tensor) -> Tensor:
+        if name == "batch norm":
+            net.norm(x.detach())
+        elif name == "a bit":
+            bit = bits[net.place]
+            bit |= torch.ones(2, dtype=torch.bool)
+            _ = bit[0]
+        else:
+            _ = torch.empty(3).uniform_()[0] * 2
+        return x * x.sin()
+
+    found = []
+    for place, jvp_of_rows in enumerate((TRACED.of_rows, stopgrad_jvp_of_rows)):
+        net = Net(middle)
+        net.norm, net.place = nn.BatchNorm1d(WIDTH, dtype=F64), place
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            results = [everything(*jvp_of_rows(net, *inputs(6), 3), net)[:2] for _ in range(2)]
+            found.append([*results[1], *net.norm.buffers(), bits[place], torch.rand(1)])
+        assert not why_untraced(net)
+    assert_alike(*found)
+
+
+@pytest.mark.parametrize("gate", [1e-6, 0.0])
+def test_what_mixes_rows_is_found_behind_a_gate_that_is_nearly_shut(gate: float) -> None:
+    """Values of all operations are compared, each by its own size: a layer scale opens later."""
+    net = Net(lambda net, x: x + net.table * F.batch_norm(x.sin(), None, None, training=True))
+    net.table.fill_(gate)
+    net.float()
+    (z, r, t), (v, _, one) = inputs()
+    with pytest.warns(UntracedWarning, match="rows of the batch are not treated alike"):
+        TRACED.of_rows(net, (z.float(), r.float(), t.float()), (v.float(), None, one.float()), 2)
+
+
+def test_rows_that_change_places() -> None:
+    net, (v, _, one) = Net(lambda _, x: x.sin()), inputs()[1]
+
+    def by_time(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = net(z[t.argsort()], r, t)
+        return out
+
+    z, rising = inputs()[0][0], torch.linspace(0.1, 0.9, 5, dtype=F64)
+    with pytest.warns(UntracedWarning, match="index|not treated alike"):
+        TRACED.of_rows(by_time, (z, rising / 2, rising.flip(0)), (v, None, one), 2)
+    net = Net(lambda _, x: x.sin())
+    TRACED.of_rows(by_time, (z, rising / 2, rising), (v, None, one), 2)  # they keep them in this batch
+    with pytest.raises(IndexError) as caught:
+        TRACED.of_rows(by_time, (z, rising / 2, rising.flip(0)), (v, None, one), 2)
+    assert 'rows="all"' in str(getattr(caught.value, "__notes__", ""))
 
 
 def mixed(_: Net, x: Tensor) -> Tensor:
@@ -345,10 +405,10 @@ def test_other_resolutions_and_batches() -> None:
 
 
 def merge(fn: Callable[..., Tensor], moving: int = 2) -> tuple[list[str], fx.Graph]:
-    """Operations of both halves, and the graph that becomes of them, where Dynamo hands it over.
+    """Operations of both halves, and the graph that becomes of them.
 
     Raises:
-        NotAlike: As ``merge_first_rows``.
+        NotRecorded: As ``FirstRows`` and its ``merge``.
 
     """
     (z, r, t), (v, _, one) = inputs()
@@ -356,9 +416,17 @@ def merge(fn: Callable[..., Tensor], moving: int = 2) -> tuple[list[str], fx.Gra
 
     def backend(graph: fx.GraphModule, _: Any) -> Any:
         found.append(names(graph.graph))
-        first_rows.merge_first_rows(graph.graph, grad_enabled=torch.is_grad_enabled())
-        found.append(graph.graph)
-        return graph.forward
+        both = first_rows.FirstRows(graph)
+
+        def run(*args: Any) -> Any:
+            before = torch.get_rng_state()
+            both.merge(args, grad_enabled=torch.is_grad_enabled())
+            assert torch.equal(before, torch.get_rng_state())
+            found.append(graph.graph)
+            graph.recompile()
+            return graph.forward(*args)
+
+        return run
 
     jvp = torch.compile(traced._with_first_rows, backend=backend, fullgraph=True)
     some, along = (z[:moving], r[:moving], t[:moving]), (v[:moving], None, one[:moving])
@@ -395,13 +463,18 @@ def test_results_of_several_tensors_are_computed_once() -> None:
     [
         (lambda z, r, t: z * z if len(z) > 4 else z.sin(), "does other things"),
         (lambda z, r, t: z.reshape(-1, 2)[: 8 - len(z)].sin().sum() * z, "other numbers of rows"),
-        (lambda z, r, t: torch.matmul(z, z.t()).sin().sum(-1, keepdim=True) * z, "one dimension"),
+        (lambda z, r, t: torch.matmul(z, z.t()).sin().sum(-1, keepdim=True) * z, "numbers of rows"),
         (lambda z, r, t: torch.func.grad(lambda x: x.pow(3).sum())(r)[:, None] * z, "transforms of torch.func"),
         (lambda z, r, t: z, "no result"),
+        (lambda z, r, t: z * (1 + len(z) // 4), "does other things"),
+        (lambda z, r, t: z + 1e-6 * z.mean(0), "not treated alike"),
+        (lambda z, r, t: z + 0 * F.batch_norm(z, None, None, training=True), "not treated alike"),
+        (lambda z, r, t: z.flip(0).relu().flip(0), "not treated alike"),
+        (lambda z, r, t: z[t.argsort(descending=True)] * 1, "not treated alike|out of bounds"),
     ],
 )
 def test_halves_that_cannot_be_made_one(fn: Callable[..., Tensor], reason: str) -> None:
-    with pytest.raises(first_rows.NotAlike, match=reason):
+    with pytest.raises(NotRecorded, match=reason):
         merge(fn)
 
 

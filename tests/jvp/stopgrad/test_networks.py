@@ -52,22 +52,6 @@ class Fn(nn.Module):
         return out
 
 
-class ExpOfDetached(torch.autograd.Function):
-    """As reversible and implicit layers are written: nothing is differentiated inside."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = x.detach().exp()
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        slope: Tensor = y * gradients[0]
-        return slope
-
-
 class SinhInside(SineKernel):
     """An operation without a rule inside a function's forward, where torch switches forward mode off."""
 
@@ -140,7 +124,6 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "reentrant checkpoint": lambda: Fn(lambda x, f: checkpoint(f, x, use_reentrant=True), nn.Linear(WIDTH, WIDTH)),
     "custom function": lambda: Fn(lambda x: SineKernel.apply(x * 2)),  # type: ignore[no-untyped-call]
-    "custom function on a detached copy": lambda: Fn(lambda x: ExpOfDetached.apply(x.tanh())),  # type: ignore[no-untyped-call]
     "detached in a reentrant checkpoint": lambda: Fn(
         lambda x: checkpoint(lambda x: x * x.detach().sin(), x, use_reentrant=True)
     ),
@@ -167,7 +150,6 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 PLAIN: dict[str, Callable[[], nn.Module]] = {
     "reentrant checkpoint": lambda: Fn(lambda x, f: f(x), nn.Linear(WIDTH, WIDTH)),
     "custom function": lambda: Fn(lambda x: (x * 2).sin()),
-    "custom function on a detached copy": lambda: Fn(lambda x: x.tanh().exp()),
     "detached in a reentrant checkpoint": lambda: Fn(lambda x: x * x.detach().sin()),
     "custom function, no rule inside": lambda: Fn(lambda x: x.tanh().sinh()),
 }

@@ -28,19 +28,49 @@ def data() -> tuple[Tensor, Tensor]:
     return x, d
 
 
-class ByNumpy(torch.autograd.Function):
-    """Squares, outside torch."""
+class OfDetached(torch.autograd.Function):
+    """As reversible and implicit layers are written, and checkpoints of one's own: whether a derivative is meant?"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.from_numpy(x.detach().numpy() ** 2)
+        y = x.detach().exp()
+        ctx.save_for_backward(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        slope: Tensor = 2 * x * grad[0]
+        (y,) = ctx.saved_tensors
+        slope: Tensor = y * grad[0]
         return slope
+
+
+class OfDetachedInInference(OfDetached):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            y = x.detach().exp()
+        return y.clone()
+
+
+def takes_a_derivative_inside(a: Tensor) -> Tensor:
+    """The JVP in the forward of a function: a stop-gradient of its network is one."""
+
+    class Outer(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return stopgrad_jvp(lambda y: y.detach() * y, (x,), (torch.ones_like(x),))[1]
+
+        @staticmethod
+        def backward(ctx: Any, *grad: Tensor) -> Tensor:
+            return grad[0]
+
+    out: Tensor = Outer.apply(a)  # type: ignore[no-untyped-call]
+    return out
+
+
+def test_inside_a_function_a_stop_gradient_is_one() -> None:
+    x, _ = data()
+    assert torch.equal(takes_a_derivative_inside(x), x)
 
 
 def in_inference_mode(a: Tensor) -> Tensor:
@@ -102,10 +132,15 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception], str]] = {
     "numpy": (lambda a: a + torch.from_numpy(a.numpy() ** 2), TangentError, r"numpy"),
     "an array": (lambda a: a + torch.from_numpy(np.sin(np.asarray(a))), TangentError, r"numpy|array"),
     "an unseen kernel": (lambda a: Opaque.apply(a * 1) * 2 + a, TangentError, r"allocated empty .*register_rule"),  # type: ignore[no-untyped-call]
-    "numpy inside a function": (
-        lambda a: ByNumpy.apply(a) + a,  # type: ignore[no-untyped-call]
+    "detached inside a function": (
+        lambda a: OfDetached.apply(a) + a,  # type: ignore[no-untyped-call]
         TangentError,
-        "numpy.*forward of this autograd.Function",
+        r"forward of autograd\.Function `OfDetached` detaches.*checkpoint",
+    ),
+    "the same in inference mode": (
+        lambda a: OfDetachedInInference.apply(a) + a,  # type: ignore[no-untyped-call]
+        TangentError,
+        r"forward of autograd\.Function `OfDetachedInInference` detaches",
     ),
     "inference mode": (in_inference_mode, ForwardADError, r"einsum.* under torch\.inference_mode.*no_grad"),
     "no formula for this argument": (
