@@ -63,7 +63,7 @@ _AIMS: dict[tuple[str, float], dict[str, Aim]] = {
     ("stopgrad", 1.0): _EAGER,
     ("stopgrad_traced", 1.0): _EAGER,
     ("stopgrad_rows", 0.25): _EAGER_ROWS,
-    ("stopgrad_traced_rows", 0.25): _EAGER_ROWS,
+    ("stopgrad_traced_rows", 0.25): {name: Aim(1.12) for name in ("mlp", "dit", "unet")},
     ("stopgrad_compiled", 1.0): {name: Aim(1.30, 1.05) for name in ("mlp", "dit", "unet")},
 }
 
