@@ -44,7 +44,7 @@ class FirstRows:
     """A graph of both halves.
 
     Args:
-        graph: Torch functions as Dynamo records them, of a function of ``primals``, ``tangents``, ``some`` and
+        module: Torch functions as Dynamo records them, of a function of ``primals``, ``tangents``, ``some`` and
             ``along`` that returns ``u, du_dt`` of the first two and then those of the last two.
 
     Attributes:
@@ -144,7 +144,7 @@ class FirstRows:
 
         """
         state = State(None, [x for x in arguments if isinstance(x, Tensor)])
-        self.seen = _Seen(self, state)
+        self.seen = _Seen(self, state)  # where it ran well it goes, with all values
         try:
             self.seen.run(*arguments)
         finally:
