@@ -90,7 +90,6 @@ class Pair:
         )
 
 
-types_as_of_values(Pair)
 never_first(stopgrad_jvp.__code__)
 
 
@@ -132,6 +131,9 @@ def pairs_jvp(
     if isinstance(out, Pair):
         return require_output(out._paired_value), out._paired_tangent
     return require_output(out), torch.zeros_like(out)
+
+
+types_as_of_values(Pair, pairs_jvp.__code__)
 
 
 # ---------------------------------------------------------------- parts of pairs
@@ -452,7 +454,7 @@ def batch_norm(
     momentum: Any = 0.1, eps: float = 1e-5,
 ) -> Any:  # fmt: skip
     """Symmetric in the batch and the places of a channel; with running statistics, diagonal."""
-    if d(weight) is not None or d(bias) is not None:
+    if not isinstance(x, Pair) or any(isinstance(part, Pair) for part in (mean, var, weight, bias)):
         return by_forward_mode(func, x, mean, var, weight, bias, training, momentum, eps)
     momentum = 0.0 if momentum is None else momentum
     out, mean_, invstd = torch.native_batch_norm(x._paired_value, weight, bias, mean, var, training, momentum, eps)
@@ -594,6 +596,18 @@ def random_in_training(func: Any, x: Any, *args: Any, training: bool = False, **
     return by_forward_mode(func, x, *args, **kwargs)
 
 
+def by_its_input(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """A loss, of whose other arguments forward mode would drop the tangent without a word."""
+    if any(isinstance(part, Pair) for part in (*args, *kwargs.values())):
+        return refuse(
+            ForwardADError,
+            f"the network uses {func.__name__} with a target or a weight that moves, under torch.compile.",
+            "a target and a weight that are constants",
+            "the loss written out, or run this network's loss without torch.compile",
+        )
+    return by_forward_mode(func, x, *args, **kwargs)
+
+
 def from_library(func: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation of a library: by its registered rule alone. Forward mode knows none and would drop the tangent."""
     op = func.default if isinstance(func, torch._ops.OpOverloadPacket) else func
@@ -705,7 +719,7 @@ def _define(rule: Callable[..., Any], names: str) -> None:
 _CONSTANT = """size dim numel stride is_contiguous storage_offset is_floating_point is_complex element_size nelement
 ndimension get_device __len__ eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ argmax argmin zeros_like
 ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor isnan isinf
-isfinite sign floor ceil round detach all any is_same_size"""
+isfinite long int short bool sign floor ceil round detach all any is_same_size"""
 _LINEAR = """view reshape permute transpose swapaxes unsqueeze squeeze expand expand_as chunk split unbind flatten
 unflatten contiguous to float half bfloat16 double type repeat repeat_interleave roll flip interpolate upsample
 cpu cuda avg_pool2d adaptive_avg_pool2d avg_pool1d mean sum pixel_shuffle pixel_unshuffle fold unfold neg __neg__ clone
@@ -753,6 +767,9 @@ _define(random_in_training, "alpha_dropout feature_alpha_dropout rrelu")
 _define(viewed, "view")
 _define(masked, "masked_fill")
 _define(batch_norm, "batch_norm")
+_define(by_its_input, "soft_margin_loss nll_loss cross_entropy binary_cross_entropy")
+# Without a derivative: forward mode would say 0.
+_define(refused, " ".join(n for n in dir(torch.special) if "bessel" in n or "airy" in n or "_polynomial_" in n))
 _define(refused, "linear_cross_entropy")  # of which a part is an operation of a library
 _define(heads, "multi_head_attention_forward")
 _define(attention, "scaled_dot_product_attention")

@@ -12,7 +12,7 @@ import torch
 from torch._dynamo import config
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._dynamo.variables import functions
+from torch._dynamo.variables import VariableTracker, functions
 from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
 from torch._dynamo.variables.builtin import BuiltinVariable
 from torch._dynamo.variables.misc import AutogradFunctionVariable
@@ -20,7 +20,7 @@ from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
 
 
-def types_as_of_values(pair: type) -> None:
+def types_as_of_values(pair: type, of_pairs: CodeType) -> None:
     """In traces, answer ``isinstance(x, torch.Tensor)``, ``torch.is_tensor(x)``, ``type(x)`` of a pair as of its value.
 
     ``x.__class__`` and ``tree_map_only(torch.Tensor, ...)`` too. Code that tells tensors from numbers by them would
@@ -28,6 +28,7 @@ def types_as_of_values(pair: type) -> None:
 
     Args:
         pair: The class; its instances have their tensor in ``_paired_value``.
+        of_pairs: The code that calls the network with pairs.
 
     """
     of_class, handlers = BuiltinVariable.call_isinstance, TorchInGraphFunctionVariable._get_handlers()
@@ -66,7 +67,11 @@ def types_as_of_values(pair: type) -> None:
         return bool(of_tree and of_tree(self, node))
 
     def call_apply(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        if any(is_pair(x) for x in (*args, *kwargs.values())):
+        found: list[Any] = []
+        VariableTracker.visit(lambda x: found.append(x) if is_pair(x) else None, (list(args), dict(kwargs)))
+        # What an object holds is not seen; in a network of pairs it may be one.
+        objects = any(isinstance(x, UserDefinedObjectVariable) for x in (*args, *kwargs.values()))
+        if found or (objects and _inside(tx, of_pairs)):
             # Traced through its forward, where a detach() is nothing, and would be taken for a stop-gradient.
             raise Unsupported(
                 f"an autograd.Function ({self.fn_cls.__name__}) of a tensor that has a tangent, under torch.compile. "
@@ -84,6 +89,13 @@ def types_as_of_values(pair: type) -> None:
     handlers[torch.is_tensor] = is_tensor
     # What was compiled before has bound the method as it was.
     BuiltinVariable.call_function_handler_cache.clear()
+
+
+def _inside(tx: Any, code: CodeType) -> bool:
+    """Whether what is traced is called by this code."""
+    while tx is not None and tx.f_code is not code:
+        tx = getattr(tx, "parent", None)
+    return tx is not None
 
 
 def _names(kind: Any, wanted: type) -> bool:

@@ -6,9 +6,10 @@ the second, and reads the values in the first rows of the first half's: sizes ar
 those rows, and nothing has to be known of any operation.
 
 That is the derivative of a network that treats its rows alike and keeps them, the moving ones first, along one
-dimension of each tensor. So both halves are run once, and each value of the second that moves, or that a tangent reads,
-must be the first rows of the first half's, relative to its own size: a batch's mean is found out however small what is
-made of it. What an operation draws at random or writes is seen in the same run.
+dimension of each tensor. So both halves are run once, the first with tangents that are 0 beyond the first rows. Each
+value of the second half that moves, or that a tangent reads, must be the first rows of the first half's, relative to
+its own size: a batch's mean is found out however small what is made of it. Each tangent must be too, and beyond those
+rows the first half's must be 0: so is a sum over earlier rows. What is drawn or written is seen in the same run.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _OF_SHAPE = """view reshape view_as reshape_as expand expand_as broadcast_to rep
 unflatten unfold fold narrow select getitem __getitem__ setitem split split_with_sizes chunk tensor_split unbind
 index_select roll pad interpolate upsample arange zeros ones empty rand randn new_zeros new_ones new_empty
 native_group_norm native_group_norm_backward group_norm as_strided permute transpose movedim size""".split()  # noqa: SIM905
+_FILLED = ("full", "new_full", "randint")  # of a shape, with a number
 _OTHER = "it does other things with fewer rows."
 
 
@@ -97,7 +99,7 @@ class FirstRows:
         if len(self.whole) != len(self.part) or not self.part:
             raise NotRecorded(_OTHER)
         for a, b in zip(self.whole, self.part, strict=True):
-            sized = _name(a) in _OF_SHAPE
+            sized = "tuples" if _name(a) in _FILLED else _name(a) in _OF_SHAPE
             if a.op != b.op or a.target != b.target or not self._alike((a.args, a.kwargs), (b.args, b.kwargs), sized):
                 raise NotRecorded(_OTHER)
             self.twin[b] = a
@@ -106,10 +108,10 @@ class FirstRows:
             if "_functorch" in module and _name(node) not in _OF_FORWARD_MODE:
                 raise NotRecorded("it has transforms of torch.func in it.")
 
-    def _alike(self, a: Any, b: Any, sized: bool) -> bool:
+    def _alike(self, a: Any, b: Any, sized: bool | str) -> bool:
         """Whether arguments are the other half's; numbers may differ where they are sizes."""
         if self._is_number(a) and self._is_number(b):
-            return sized or self._expressions(a) == [x.subs(self.same) for x in self._expressions(b)]
+            return sized is True or self._expressions(a) == [x.subs(self.same) for x in self._expressions(b)]
         if type(a) is not type(b):
             return False
         if isinstance(b, fx.Node):
@@ -120,6 +122,7 @@ class FirstRows:
         elif isinstance(b, slice):
             a, b = [a.start, a.stop, a.step], [b.start, b.stop, b.step]
         if isinstance(b, tuple | list):
+            sized = True if sized == "tuples" and all(map(self._is_number, b)) else sized
             return len(a) == len(b) and all(self._alike(x, y, sized) for x, y in zip(a, b, strict=True))
         return bool(a == b)
 
@@ -144,6 +147,7 @@ class FirstRows:
 
         """
         state = State(None, [x for x in arguments if isinstance(x, Tensor)])
+        arguments = self._with_still_rows(arguments)
         self.seen = _Seen(self, state)  # where it ran well it goes, with all values
         try:
             self.seen.run(*arguments)
@@ -163,6 +167,16 @@ class FirstRows:
                 node.meta["example_value"] = self.values.get(node)
         self.graph.lint()
         del self.seen
+
+    def _with_still_rows(self, arguments: Sequence[Any]) -> list[Any]:
+        """Arguments in which the whole batch's tangents are 0 beyond the first rows."""
+        given = dict(zip(self.given, arguments, strict=True))
+        for name, x in list(given.items()):
+            if name.startswith(_ALONG) and isinstance(x, Tensor):
+                whole = name.replace(_ALONG, _TANGENTS)
+                given[whole] = given[whole].detach().clone()
+                given[whole][len(x) :] = 0
+        return list(given.values())
 
     def _reached(self, names: Sequence[str], past: frozenset[Any] = frozenset()) -> set[fx.Node]:
         """What depends on tensors given by such names, not by way of operations of ``past``."""
@@ -236,6 +250,8 @@ class FirstRows:
         moved = [name for name in self.given if name.replace(_PRIMALS, _TANGENTS) in self.given]
         mobile = self._reached([name for name in moved if name.startswith(_PRIMALS)], frozenset({"detach"}))
         read = {x for b in taken for x in b.all_input_nodes if x in self.twin}
+        tangents = self._reached([_ALONG])
+        read_as_value = {b for b in taken if b not in tangents}
         for b in self.part:
             a = self.twin[b]
             if a not in kept or not (a in mobile or b in read):
@@ -249,6 +265,12 @@ class FirstRows:
                         raise NotRecorded("rows of the batch are not treated alike.")
                 elif not distance(rows, y.detach()) <= tolerance(y):
                     raise NotRecorded("rows of the batch are not treated alike.")
+        for b in taken - read_as_value:
+            for x, y in zip(self.seen.tensors(self.twin[b]), self.seen.tensors(b), strict=True):
+                rows = self.seen.first_rows(x, y)
+                # A tangent of the first rows, and none of the others.
+                if rows is None or not distance(rows, y.detach()) <= tolerance(y) or _count(x) != _count(rows):
+                    raise NotRecorded("tangents of some rows reach others.")
 
     def _put_together(self, kept: set[fx.Node], taken: set[fx.Node]) -> None:
         """Put the tangent's operations beside those that they stood beside, on the first half's values."""
@@ -377,6 +399,10 @@ class _Seen(fx.Interpreter):
     def _changed(self, x: Tensor, mark: Any) -> bool:
         version, value = mark
         return x._version != version or (value is not None and not same_numbers(x.detach(), value))
+
+
+def _count(x: Tensor) -> int:
+    return int(x.detach().count_nonzero())
 
 
 def _end_grad_modes(graph: fx.Graph, last: fx.Node, output: fx.Node, at_first: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from meanflow_ref.jvp.stopgrad.products import SWITCH
 
@@ -67,20 +68,34 @@ def hooks_of_all_modules() -> list[tuple[int, ...]]:
 
 
 class Modes:
-    """Autograd's and autocast's switches as they are now."""
+    """Autograd's, forward mode's and autocast's switches as they are now."""
 
     def __init__(self) -> None:
         self._grad, self._depth = torch.is_grad_enabled(), _autocast_depth()
+        self._forward, self._level = torch._C._is_fwd_grad_enabled(), forward_ad._current_level
         self._autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
 
     def put_back(self) -> None:
         """Make them again what they were."""
         torch.set_grad_enabled(self._grad)
+        while torch._C._functorch.peek_interpreter_stack() is not None:  # there was none
+            torch._C._functorch._jvp_decrement_nesting()
+        if self._level < 0:
+            _leave_dual_level()
+        torch._C._set_fwd_grad_enabled(self._forward)
         for device, enabled, dtype in self._autocast:
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)
         for _ in range(_autocast_depth() - self._depth):
             torch.autocast_decrement_nesting()
+
+
+def _leave_dual_level() -> None:
+    """Forward mode has one level: where it cannot be entered, something left it open."""
+    try:
+        torch._C._exit_dual_level(level=torch._C._enter_dual_level())
+    except RuntimeError:
+        torch._C._exit_dual_level(level=0)
 
 
 def _autocast_depth() -> int:

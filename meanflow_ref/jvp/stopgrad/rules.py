@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from meanflow_ref.errors import TangentError
+from meanflow_ref.errors import ForwardADError, TangentError
 from meanflow_ref.jvp.stopgrad.attention import FUSED, attention_rule
 from meanflow_ref.jvp.stopgrad.products import bilinear
 from meanflow_ref.jvp.stopgrad.table import RULES, Op, TangentOf, define
@@ -297,9 +297,9 @@ def batch_norm(
     d: TangentOf, op: Op, out: Any, x: Tensor, w: Any, b: Any, mean: Any, var: Any, train: bool, momentum: Any,
     eps: float,
 ) -> Any:  # fmt: skip
-    """Symmetric in the batch and the places of a channel; with running statistics, diagonal. They move nothing."""
+    """Symmetric in the batch and the places of a channel; with running statistics, diagonal."""
     dx = d(x)
-    if dx is None or d(w) is not None or d(b) is not None:
+    if dx is None or any(d(part) is not None for part in (w, b, mean, var)):
         return NotImplemented
     grad = aten.native_batch_norm_backward(
         dx.contiguous(), x.contiguous(), None, mean, var, out[1], out[2], train, eps, [True, False, False]
@@ -362,6 +362,17 @@ def _function_around() -> type | None:
     return None
 
 
+def weighted_loss(d: TangentOf, op: Op, out: Any, x: Tensor, target: Tensor, weight: Any, *args: Any) -> Any:
+    """By forward mode, which has no formula for the weight and drops its tangent beside that of x."""
+    if d(weight) is not None:
+        raise ForwardADError(
+            f"the network uses {op} with a weight that moves, for which PyTorch has no derivative.",
+            "a weight that is a constant",
+            "losses of each entry (reduction='none'), times the weight",
+        )
+    return NotImplemented
+
+
 def copysign(d: TangentOf, op: Op, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Of a sign that moves alone, nothing; else by forward mode."""
     return None if d(x) is None else NotImplemented
@@ -392,6 +403,7 @@ define("native_group_norm", group_norm)
 define("native_batch_norm cudnn_batch_norm", batch_norm)
 define(CONSTANT, constant)
 define("detach", detached)
+define("nll_loss_forward nll_loss2d_forward", weighted_loss)
 RULES[aten.copysign.Tensor] = copysign
 define(FUSED, attention_rule)
 RULES[aten.view.dtype] = reinterpreted

@@ -209,7 +209,7 @@ class _Recording:
         except NotRecorded:
             raise
         except Exception as error:
-            if self._replaying and not (self._of_rows and self._before is not None):
+            if self._replaying and self._before is None:
                 if self._of_rows and isinstance(error, IndexError):
                     error.add_note('A network that gives its rows other places wants rows="all", or jvp="stopgrad".')
                 raise

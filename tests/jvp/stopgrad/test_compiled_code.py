@@ -197,7 +197,7 @@ def test_code_that_asks_what_it_is_given(name: str) -> None:
 class OfDetached(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.detach().square()
+        return (x[0] if isinstance(x, list) else x).detach().square()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -239,6 +239,7 @@ POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "a list of what moves": lambda x: torch.gradient(x[0, 0], spacing=[x[0, 0, :, 0].cumsum(0), x[1, 0, 0]])[0],
     "results with names": lambda x: x.max(-1).values * x.sort(-1).values[..., 0] + x.topk(2, -1)[0][..., 1],
     "places": lambda x: x.gather(-1, x.argsort(-1)) * torch.searchsorted(x[0, 0, 0].sort().values, x),
+    "whole numbers": lambda x: F.embedding((x * 2).long().clamp(0, 3), WEIGHT)[..., 0] * x,
     "another device, the same": lambda x: x.cpu() * x,
     "a norm in evaluation": nn.BatchNorm2d(3, dtype=F64).eval(),
     "a mask with a number": lambda x: x.masked_fill(HALF[:, :4], 2.0) * x,
@@ -280,6 +281,10 @@ def test_batch_norm(training: bool) -> None:
         lambda x: torch.pca_lowrank(x)[1],
         lambda x: x * float(x.sum()),
         lambda x: OfDetached.apply(x) * x,  # type: ignore[no-untyped-call]
+        lambda x: OfDetached.apply([x])[0] * x,  # type: ignore[no-untyped-call]
+        torch.special.bessel_j0,
+        lambda x: F.soft_margin_loss(torch.ones_like(x), x) * x,
+        lambda x: F.cross_entropy(x[0, 0], torch.arange(6) % 4, weight=x[0, 0, 0]) * x,
     ],
 )
 def test_refused_in_words(fn: Callable[[Tensor], Tensor]) -> None:

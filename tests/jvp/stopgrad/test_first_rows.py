@@ -122,6 +122,7 @@ ROWWISE: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "without a graph": without_graph,
     "a buffer that is written": steady,
     "made at the first call": lazy,
+    "one label for all": lambda net, x: x * F.embedding(torch.full((len(x),), 3), net.last.weight),
     "a choice": lambda _, x: torch.where(x > 0, x, 0.1 * x) + x.abs().amax(-1, keepdim=True),
     "a constant of their number": lambda _, x: x * torch.arange(len(x), dtype=F64).cos()[:, None],
 }
@@ -468,6 +469,10 @@ def test_results_of_several_tensors_are_computed_once() -> None:
         (lambda z, r, t: z, "no result"),
         (lambda z, r, t: z * (1 + len(z) // 4), "does other things"),
         (lambda z, r, t: z + 1e-6 * z.mean(0), "not treated alike"),
+        # Whose first rows are those of some rows by themselves; a small factor would hide it from u and du/dt.
+        (lambda z, r, t: z + 1e-9 * z.cumsum(0), "tangents of some rows reach others"),
+        (lambda z, r, t: z - 1e-9 * z[:1], "tangents of some rows reach others"),
+        (lambda z, r, t: z - 1e-9 * F.pad(z, (0, 0, 1, 0))[:-1], "tangents of some rows reach others"),
         (lambda z, r, t: z + 0 * F.batch_norm(z, None, None, training=True), "not treated alike"),
         (lambda z, r, t: z.flip(0).relu().flip(0), "not treated alike"),
         (lambda z, r, t: z[t.argsort(descending=True)] * 1, "not treated alike|out of bounds"),

@@ -148,6 +148,16 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception], str]] = {
         ForwardADError,
         r"scatter_reduce.*no forward-mode derivative for what moves.*register_rule",
     ),
+    "a norm whose statistics move": (
+        lambda a: F.batch_norm(a, a.mean(0), a.var(0), training=False),
+        ForwardADError,
+        r"native_batch_norm.*running_mean",
+    ),
+    "a loss whose weight moves": (
+        lambda a: F.nll_loss(a, torch.arange(4), weight=a[0]),
+        ForwardADError,
+        r"nll_loss_forward.*weight that moves",
+    ),
     "strides by hand": (
         lambda a: torch.as_strided_copy(a.t().contiguous().t(), (2, 2), (1, 2)),
         ForwardADError,

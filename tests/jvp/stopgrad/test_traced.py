@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from meanflow_ref.bench.scenarios import SMALL_SCENARIOS
-from meanflow_ref.errors import NetworkError, ShapeError, TangentError
+from meanflow_ref.errors import ForwardADError, NetworkError, ShapeError, TangentError
 from meanflow_ref.jvp import get_backend
 from meanflow_ref.jvp.stopgrad import StopgradJvp, UntracedWarning, compiled, stopgrad_jvp, traced
 from meanflow_ref.jvp.stopgrad.rehearsal import _autocast_depth, distance
@@ -329,6 +329,17 @@ def test_all_that_a_rehearsal_writes_is_put_back() -> None:
 def data_counts(net: Net, x: Tensor) -> Tensor:
     net.seen.data.add_(1)
     return x * net.seen
+
+
+def test_an_error_inside_forward_mode_leaves_none_on() -> None:
+    """Of an operation whose missing formula shows with real tensors alone, after a graph has entered forward mode."""
+    target = torch.zeros(5, dtype=torch.int64)
+    net = Net(lambda _, x: x * F.multi_margin_loss(x, target))
+    with pytest.raises(ForwardADError, match="multi_margin_loss"):
+        TRACED(net, *inputs())
+    x = torch.ones(3, dtype=F64)
+    torch.testing.assert_close(jvp(torch.sin, (x,), (x,))[1], x.cos())
+    assert_agree(Net(RECORDED["forward mode"]))
 
 
 def test_a_place_for_the_result_under_no_grad() -> None:
