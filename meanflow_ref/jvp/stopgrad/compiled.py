@@ -26,6 +26,7 @@ from meanflow_ref.errors import ForwardADError, MeanFlowError, TangentError
 from meanflow_ref.jvp.stopgrad.attention import attention_tangent
 from meanflow_ref.jvp.stopgrad.dynamo import never_first, types_as_of_values
 from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp
+from meanflow_ref.jvp.stopgrad.operation import differentiable
 from meanflow_ref.jvp.stopgrad.products import product_dtype
 from meanflow_ref.jvp.stopgrad.rules import DIAGONAL, REAL_ONLY, normalised
 from meanflow_ref.jvp.stopgrad.table import RULES as OF_OPERATIONS
@@ -646,7 +647,7 @@ def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
     if not moving:
         return refused(func)
     value = func(*value_of(args), **{key: value_of(x) for key, x in kwargs.items()})
-    if not any(_differentiable(x) for x in (value if isinstance(value, tuple | list) else (value,))):
+    if not differentiable(value):
         return value  # places, answers
 
     fixed, fixed_named = _stilled(args), {key: _stilled(x) for key, x in kwargs.items()}
@@ -691,11 +692,7 @@ def _of_torch(func: Any) -> bool:
 
 
 def _if_floating(value: Any, tangent: Any) -> Any:
-    return pair(value, tangent) if _differentiable(value) else value
-
-
-def _differentiable(x: Any) -> bool:
-    return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+    return pair(value, tangent) if differentiable(value) else value
 
 
 # ---------------------------------------------------------------- the table itself

@@ -24,7 +24,7 @@ from torch import SymBool, SymFloat, SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
 from meanflow_ref.jvp.stopgrad.rehearsal import NotRecorded, State, distance, same_numbers, tolerance
-from meanflow_ref.jvp.stopgrad.reuse import GRAD_MODE, writes
+from meanflow_ref.jvp.stopgrad.reuse import GRAD_MODE, name_of, writes
 
 # Arguments of the recorded function: of the whole batch, and of its first rows.
 _PRIMALS, _TANGENTS, _SOME, _ALONG = (f"L['{name}']" for name in ("primals", "tangents", "some", "along"))
@@ -99,13 +99,13 @@ class FirstRows:
         if len(self.whole) != len(self.part) or not self.part:
             raise NotRecorded(_OTHER)
         for a, b in zip(self.whole, self.part, strict=True):
-            sized = "tuples" if _name(a) in _FILLED else _name(a) in _OF_SHAPE
+            sized = "tuples" if name_of(a) in _FILLED else name_of(a) in _OF_SHAPE
             if a.op != b.op or a.target != b.target or not self._alike((a.args, a.kwargs), (b.args, b.kwargs), sized):
                 raise NotRecorded(_OTHER)
             self.twin[b] = a
         for node in self.whole:
             module = getattr(node.target, "__module__", None) or ""
-            if "_functorch" in module and _name(node) not in _OF_FORWARD_MODE:
+            if "_functorch" in module and name_of(node) not in _OF_FORWARD_MODE:
                 raise NotRecorded("it has transforms of torch.func in it.")
 
     def _alike(self, a: Any, b: Any, sized: bool | str) -> bool:
@@ -200,7 +200,7 @@ class FirstRows:
         read = {memory for node in (self.u, *given) for memory in self.memory(node)}
         candidates = {*self.whole, *self.numbers}
         for node in reversed(self.graph.nodes):
-            if node not in candidates or node in moving or _name(node) in _SWITCHES:
+            if node not in candidates or node in moving or name_of(node) in _SWITCHES:
                 continue
             written = self.seen.written.get(node, set())
             if (
@@ -221,7 +221,7 @@ class FirstRows:
         for b in reversed(self.part):
             written = self.seen.written.get(b, set())
             if not (
-                b in needed or _name(b) in _SWITCHES or (self.twin[b] not in kept and not read.isdisjoint(written))
+                b in needed or name_of(b) in _SWITCHES or (self.twin[b] not in kept and not read.isdisjoint(written))
             ):
                 continue
             taken.add(b)
@@ -261,10 +261,11 @@ class FirstRows:
                 if rows is None:
                     raise NotRecorded("it makes other numbers of rows.")
                 if not y.is_floating_point() and not y.is_complex():
-                    if b in read and not same_numbers(rows, y):
-                        raise NotRecorded("rows of the batch are not treated alike.")
-                elif not distance(rows, y.detach()) <= tolerance(y):
-                    raise NotRecorded("rows of the batch are not treated alike.")
+                    alike = b not in read or same_numbers(rows, y)
+                else:
+                    alike = distance(rows, y.detach()) <= tolerance(y)
+                if not alike:
+                    raise NotRecorded("rows of the batch are not treated alike, or do not come first.")
         for b in taken - read_as_value:
             for x, y in zip(self.seen.tensors(self.twin[b]), self.seen.tensors(b), strict=True):
                 rows = self.seen.first_rows(x, y)
@@ -296,7 +297,7 @@ class FirstRows:
                 node.replace_input_with(x, narrowed[value])
 
         for a, b in zip(self.whole, self.part, strict=True):
-            level += _LEVELS.get(_name(a), 0)
+            level += _LEVELS.get(name_of(a), 0)
             if level and a in kept:
                 raise NotRecorded("it computes values in a derivative of its own.")
             if b in taken:
@@ -432,10 +433,6 @@ def _wrapped(x: Tensor) -> bool:
 def _unwrapped(x: Tensor) -> Tensor:
     """The tensor inside the wrappers of torch.func."""
     return _unwrapped(torch._C._functorch.get_unwrapped(x)) if _wrapped(x) else x
-
-
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _source(node: fx.Node) -> str:

@@ -29,7 +29,7 @@ def tangent_of_operation(tangents: Tangents, func: Op, out: Any, args: tuple[Any
             "tensors all the way, or a number that is meant as a constant",
             "keep it a 0-dimensional tensor; for a constant write x.detach().item()",
         )
-    if not _differentiable(out):
+    if not differentiable(out):
         return None
     if func is aten.as_strided.default:
         return tangents.view(out, args[0])
@@ -41,7 +41,8 @@ def tangent_of_operation(tangents: Tangents, func: Op, out: Any, args: tuple[Any
     return tangent
 
 
-def _differentiable(out: Any) -> bool:
+def differentiable(out: Any) -> bool:
+    """Whether a tensor, or one of several, has numbers that can have a tangent."""
     if isinstance(out, Tensor):
         return out.is_floating_point() or out.is_complex()
     parts = out if isinstance(out, tuple | list) else ()

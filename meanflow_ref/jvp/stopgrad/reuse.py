@@ -76,9 +76,14 @@ def _may_overwrite(node: fx.Node, unseen: set[fx.Node]) -> bool:
     return isinstance(first, fx.Node) and len(first.users) == 1 and _is_new(first, unseen) and _alike(first, node)
 
 
+def name_of(node: fx.Node) -> str:
+    """What an operation of a graph is called."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
 def writes(node: fx.Node) -> fx.Node | None:
     """What an operation writes into, by its name or its ``out``; None for most."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of(node)
     in_place = (name.endswith("_") and not name.endswith("__")) or name in _WRITE
     written = node.args[0] if in_place and node.args else node.kwargs.get("out")
     return written if isinstance(written, fx.Node) else None

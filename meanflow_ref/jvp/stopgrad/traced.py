@@ -49,7 +49,7 @@ from meanflow_ref.jvp.stopgrad.rehearsal import (
     tolerance,
     zeros_replaced,
 )
-from meanflow_ref.jvp.stopgrad.reuse import reuse_memory, writes
+from meanflow_ref.jvp.stopgrad.reuse import name_of, reuse_memory, writes
 
 _Jvp: TypeAlias = Callable[..., tuple[Tensor, ...]]
 # Kinds of module whose forward pass is more than its code: what hangs on it is not recorded.
@@ -102,7 +102,7 @@ class _Recording:
         if any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes):
             # Of a checkpoint the tangent would be computed in the backward pass again.
             raise NotRecorded("it checkpoints activations, or has other parts that are graphs of their own.")
-        if any("inference_mode" in getattr(node.target, "__name__", "") for node in graph.graph.nodes):
+        if any("inference_mode" in name_of(node) for node in graph.graph.nodes):
             raise NotRecorded("it enters torch.inference_mode.")
         if _writes_parameters(graph.graph, inputs):
             raise NotRecorded("it writes into a parameter.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,12 +15,7 @@ from meanflow_ref.errors import ForwardADError
 from meanflow_ref.jvp.stopgrad import register_rule, seen_tangent, stopgrad_jvp
 from meanflow_ref.jvp.stopgrad.table import RULES
 
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def data() -> tuple[Tensor, Tensor]:

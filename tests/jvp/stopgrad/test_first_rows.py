@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,51 +19,39 @@ from meanflow_ref.bench.scenarios import SMALL_SCENARIOS
 from meanflow_ref.jvp.stopgrad import StopgradJvp, UntracedWarning, first_rows, stopgrad_jvp, traced
 from meanflow_ref.jvp.stopgrad.front import stopgrad_jvp_of_rows
 from meanflow_ref.jvp.stopgrad.rehearsal import NotRecorded
+from meanflow_ref.jvp.stopgrad.reuse import name_of
 from meanflow_ref.jvp.stopgrad.traced import why_untraced
 from meanflow_ref.models import MLP
 from meanflow_ref.objectives.meanflow import meanflow_loss
 
-F64 = torch.float64
+# Beside conftest's pythonpath: shared with no other room.
+from hidden_state import F64, WIDTH, HiddenState, inputs  # isort: skip
+
 TRACED = StopgradJvp(traced=True)
-WIDTH = 6
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
-class Net(nn.Module):
-    """``u(z, r, t)`` around a function of the hidden state."""
+class Net(HiddenState):
+    """With what its function may write into, and a label."""
 
     table: Tensor
     norm: nn.BatchNorm1d
     place: int
 
     def __init__(self, middle: Callable[[Net, Tensor], Tensor]) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.time, self.last = nn.Linear(1, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.middle, self.made, self.frozen = middle, list[int](), False
+        super().__init__(middle)
+        self.made, self.frozen = list[int](), False
         self.register_buffer("table", torch.zeros(()))
         self.double()
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        x = z + torch.sin(self.time((t - r)[:, None]))
+        x = self.hidden(z, r, t)
         if label is not None:
             x = x * F.embedding(label, self.last.weight)
         out: Tensor = self.last(self.middle(self, x))
         return out
-
-
-def inputs(batch: int = 5) -> tuple[Any, Any]:
-    generator = torch.Generator().manual_seed(batch)
-    z, v = torch.randn(2, batch, WIDTH, dtype=F64, generator=generator)
-    times = torch.rand(2, batch, dtype=F64, generator=generator).sort(0).values
-    return (z, times[0], times[1]), (v, None, torch.ones(batch, dtype=F64))
 
 
 def everything(u: Tensor, du_dt: Tensor, net: nn.Module) -> list[Tensor]:
@@ -439,7 +427,7 @@ def merge(fn: Callable[..., Tensor], moving: int = 2) -> tuple[list[str], fx.Gra
 
 
 def names(graph: fx.Graph) -> list[str]:
-    return [first_rows._name(node) for node in graph.nodes if node.op.startswith("call")]
+    return [name_of(node) for node in graph.nodes if node.op.startswith("call")]
 
 
 def test_what_is_left_of_two_halves() -> None:

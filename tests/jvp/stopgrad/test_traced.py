@@ -8,7 +8,7 @@ import gc
 import pickle
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,44 +28,27 @@ from meanflow_ref.jvp.stopgrad.table import RULES
 from meanflow_ref.jvp.stopgrad.traced import network_of, why_untraced
 from meanflow_ref.objectives.meanflow import meanflow_loss
 
-F64 = torch.float64
+# Beside conftest's pythonpath: shared with no other room.
+from hidden_state import F64, WIDTH, HiddenState, inputs  # isort: skip
+
 TRACED = get_backend("stopgrad_traced")
-WIDTH = 6
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
-class Net(nn.Module):
-    """``u(z, r, t)`` around a function of the hidden state."""
+class Net(HiddenState):
+    """With what its function may keep."""
 
     name = ""
     seen: Tensor
     last_kept: Tensor
 
     def __init__(self, middle: Callable[[Net, Tensor], Tensor]) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.time, self.last = nn.Linear(1, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.middle, self.kept = middle, list[Tensor]()
+        super().__init__(middle)
+        self.kept = list[Tensor]()
         self.register_buffer("seen", torch.zeros(()))
         self.double()
-
-    def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = self.last(self.middle(self, z + torch.sin(self.time((t - r)[:, None]))))
-        return out
-
-
-def inputs(batch: int = 5) -> tuple[Any, Any]:
-    generator = torch.Generator().manual_seed(batch)
-    z, v = torch.randn(2, batch, WIDTH, dtype=F64, generator=generator)
-    times = torch.rand(2, batch, dtype=F64, generator=generator).sort(0).values
-    return (z, times[0], times[1]), (v, None, torch.ones(batch, dtype=F64))
 
 
 def everything(backend: Any, net: Net, batch: int = 5) -> list[Tensor]:
